@@ -141,6 +141,8 @@ class SseFrames(Event, frozen=True, gc=False):
     others: list[str]
     count: int
     gaps: int  # events before which bytes were lost
+    ends: bytes = b""  # native-endian uint32: offset in `frames` behind each payload, to cut it where it is no valid JSON
+    body_limited: bool = False  # the stream was longer than the budget: later events are not in `frames`
 
 
 class SseStream(Event, frozen=True, omit_defaults=True):

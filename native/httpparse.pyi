@@ -18,6 +18,7 @@ class Account(TypedDict):
     skipped: int
     missing: int
     mirrored: int
+    duplicate: int
     plaintext: int
     decoded: int
     reasons: dict[str, int]
@@ -25,6 +26,9 @@ class Account(TypedDict):
     keyring: dict[str, int]
     records: int
     unknown_records: int
+    damaged: int
+    lost_outputs: int
+    lost_execs: int
 
 class Decoder:
     """Decodes the record stream of one capture. Same records in, same events out, however they were cut into batches.
@@ -60,3 +64,5 @@ class Decoder:
         """Processes with TLS bytes that stayed closed: pid, start_ticks, comm, exe, bytes, reason; largest first, bounded to 64."""
     def needs_process(self) -> list[int]:
         """Pids that opened TLS connections and were not asked about yet (live capture: look whether their stack has a probe)."""
+    def skips(self) -> list[int]:
+        """Socket cookies whose bytes nobody can use (neither TLS nor wanted HTTP): a live capture may stop copying them."""

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a connection's bytes are: the first ones tell TLS, HTTP or neither; TLS is opened and its plaintext goes through the same
+ * door as plain HTTP.
+ */
+#include "engine_int.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void plaintext(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m);
+
+/* ---- from TLS ---- */
+
+static void tls_plain(void *u, int f, const uint8_t *p, size_t n, const as_meta *m) {
+    conn *c = u;
+    c->flow[f].plaintext += n;
+    plaintext(c, f, p, n, m);
+}
+
+static void tls_gap(void *u, int f, uint64_t n, enum as_tls_reason reason, const as_meta *m) {
+    conn *c = u;
+    (void)n;
+    (void)reason;
+    if (c->http)
+        as_hconn_gap(c->http, f, 0, m); /* how much plaintext it held is not known */
+}
+
+static void tls_handshake(void *u, const as_tls_info *info, const as_meta *m) {
+    conn *c = u;
+    if (info->client_flow >= 0)
+        c->client = info->client_flow;
+    if (c->e->o.want_handshakes)
+        emit_handshake(c, info, m);
+}
+
+static void tls_eof(void *u, int f, const as_meta *m) {
+    conn *c = u;
+    if (c->http)
+        as_hconn_eof(c->http, f, m);
+}
+
+static const as_tls_sink tls_sink = {tls_plain, tls_gap, tls_handshake, tls_eof};
+
+/* ---- to HTTP ---- */
+
+static as_hconn *need_http(conn *c) {
+    if (!c->http) {
+        as_engine *e = c->e;
+        as_hopts o = {.budget = &e->budget, .keep_sse_body = e->o.raw_data};
+        c->http = as_hconn_new(&o, &emit_http_sink, c, &e->hstats);
+    }
+    return c->http;
+}
+
+static void plaintext(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
+    flow *w = &c->flow[f];
+    if (c->e->o.want_raw && !c->e->o.want_http)
+        emit_raw(c, f, w->plain_off, p, n, m, 0);
+    if (c->e->o.raw_data)
+        raw_keep(c, f, p, n);
+    w->plain_off += n;
+    as_hconn *h = need_http(c);
+    if (h)
+        as_hconn_feed(h, f, p, n, m);
+    else
+        c->e->st.lost_outputs++;
+}
+
+/* ---- the first bytes ---- */
+
+static void ask_about(conn *c) { /* a live capture may still find the stack of a process that begins TLS */
+    as_engine *e = c->e;
+    for (int s = 0; s < 2; s++) {
+        proc *p = c->side[s].tgid ? proc_need(e, c->side[s].tgid) : NULL;
+        if (p && !p->asked && e->n_asks < sizeof e->asks / sizeof *e->asks) {
+            p->asked = 1;
+            e->asks[e->n_asks++] = p->tgid;
+        }
+    }
+}
+
+static void begin_tls(conn *c) {
+    c->kind = C_TLS;
+    c->tls = as_tls_new(c->e->keys, &tls_sink, c, NULL);
+    if (!c->tls) {
+        c->e->st.lost_outputs++;
+        c->kind = C_OTHER;
+        return;
+    }
+    for (int s = 0; s < 2; s++)
+        if (c->side[s].tgid)
+            as_tls_touch(c->tls, c->side[s].tgid, c->side[s].tid);
+    ask_about(c);
+}
+
+static void feed_kind(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
+    if (c->kind == C_TLS) {
+        as_tls_feed(c->tls, f, p, n, m);
+        if (!c->waiting && as_tls_waiting(c->tls))
+            conn_wait(c);
+    } else if (c->kind == C_HTTP) {
+        c->flow[f].plaintext += n;
+        plaintext(c, f, p, n, m);
+    }
+}
+
+static void decide(conn *c, enum conn_kind kind) {
+    c->kind = kind;
+    if (kind == C_TLS)
+        begin_tls(c);
+    if (c->kind == C_OTHER)
+        conn_skip(c);
+    for (int f = 0; f < 2; f++) {
+        flow *w = &c->flow[f];
+        size_t n = w->n_sniff;
+        w->n_sniff = 0;
+        if (n)
+            feed_kind(c, f, w->sniff, n, &w->sniff_meta);
+    }
+}
+
+void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
+    flow *w = &c->flow[f];
+    if (c->kind != C_UNKNOWN) {
+        feed_kind(c, f, p, n, m);
+        return;
+    }
+    const uint8_t *first = p;
+    size_t have = n;
+    if (w->n_sniff) {
+        size_t room = sizeof w->sniff - w->n_sniff, take = n < room ? n : room;
+        memcpy(w->sniff + w->n_sniff, p, take);
+        first = w->sniff;
+        have = w->n_sniff + take;
+    }
+    int late = !c->side[0].from_start && !c->side[1].from_start;
+    int tls = as_tls_sniff(first, have, late);
+    int http = conn_plain_allowed(c) ? as_http_sniff(first, have) : 0;
+    enum conn_kind kind = C_UNKNOWN;
+    if (tls > 0)
+        kind = C_TLS;
+    else if (http > 0)
+        kind = C_HTTP;
+    else if ((!tls && !http) || have >= sizeof w->sniff)
+        kind = C_OTHER;
+    if (kind == C_UNKNOWN) { /* too few bytes to tell: keep them */
+        size_t take = n < sizeof w->sniff - w->n_sniff ? n : sizeof w->sniff - w->n_sniff;
+        memcpy(w->sniff + w->n_sniff, p, take);
+        w->n_sniff += take;
+        w->sniff_meta = *m;
+        return;
+    }
+    decide(c, kind);
+    feed_kind(c, f, p, n, m);
+}
+
+void layer_gap(conn *c, int f, uint64_t n, const as_meta *m) {
+    if (c->kind == C_TLS)
+        as_tls_gap(c->tls, f, n, m);
+    else if (c->kind == C_HTTP && c->http)
+        as_hconn_gap(c->http, f, n, m);
+    else if (c->kind == C_UNKNOWN)
+        c->flow[f].n_sniff = 0;
+}
+
+void layer_eof(conn *c, int f, const as_meta *m) {
+    if (c->kind == C_TLS)
+        as_tls_eof(c->tls, f, m);
+    if (c->http)
+        as_hconn_eof(c->http, f, m);
+}
+
+void layer_flush(conn *c, const as_meta *m) {
+    if (c->tls)
+        as_tls_flush(c->tls, m);
+    if (c->http)
+        as_hconn_flush(c->http, m);
+}

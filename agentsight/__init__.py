@@ -1,0 +1,27 @@
+"""agentsight shows from outside what an AI agent does on Linux: model calls, processes, output.
+
+Names of the public API are imported on first use, so that `import agentsight` costs nothing and needs no compiled part.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("agentsight")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_PUBLIC: dict[str, str] = {}  # name: module that defines it
+
+__all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,38 @@
+# The C core: native/core/*.c without Python and without I/O.
+#
+# Out: agentsight_core (decoding, ELF scan) and agentsight_ring (the few sources that need libbpf), both static, position
+# independent, all symbols hidden; with AGENTSIGHT_SANITIZE compiled with ASan and UBSan.
+pkg_check_modules(AGENTSIGHT_CODECS REQUIRED IMPORTED_TARGET libcrypto zlib libbrotlidec libzstd)
+find_package(Threads REQUIRED)
+
+add_library(agentsight_flags INTERFACE)
+target_compile_options(agentsight_flags INTERFACE -Wall -Wextra -Wno-unused-parameter)
+if(AGENTSIGHT_SANITIZE)
+  set(_sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_compile_options(agentsight_flags INTERFACE ${_sanitizers} -fno-omit-frame-pointer -O1)
+  target_link_options(agentsight_flags INTERFACE ${_sanitizers})
+endif()
+
+file(GLOB _core CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/native/core/*.c")
+set(_ring ${_core})
+list(TRANSFORM AGENTSIGHT_RING_SOURCES PREPEND "/native/core/" OUTPUT_VARIABLE _names)
+foreach(_name IN LISTS _names)
+  list(REMOVE_ITEM _core "${CMAKE_CURRENT_SOURCE_DIR}${_name}")
+endforeach()
+list(REMOVE_ITEM _ring ${_core})
+
+function(agentsight_library name)
+  if(NOT ARGN) # nothing there yet
+    file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/empty.c" "typedef int as_empty;\n")
+    set(ARGN "${CMAKE_CURRENT_BINARY_DIR}/empty.c")
+  endif()
+  add_library(${name} STATIC ${ARGN})
+  target_include_directories(${name} PUBLIC
+    "${CMAKE_CURRENT_SOURCE_DIR}/native/core" "${CMAKE_CURRENT_SOURCE_DIR}/bpf")
+  target_link_libraries(${name} PUBLIC agentsight_flags Threads::Threads)
+endfunction()
+
+agentsight_library(agentsight_core ${_core})
+target_link_libraries(agentsight_core PUBLIC PkgConfig::AGENTSIGHT_CODECS)
+agentsight_library(agentsight_ring ${_ring})
+target_link_libraries(agentsight_ring PUBLIC agentsight_core agentsight_libbpf)

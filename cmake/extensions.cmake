@@ -31,8 +31,9 @@ foreach(_file IN LISTS _cython)
   python_add_library(${_name} MODULE WITH_SOABI "${_generated}")
   target_link_libraries(${_name} PRIVATE ${AGENTSIGHT_LINKS_${_name}} agentsight_core)
   target_compile_options(${_name} PRIVATE -Wno-unused-function)
-  # Nothing of libbpf or the core leaves the extension; libraries that it does not use are not loaded with it.
-  target_link_options(${_name} PRIVATE -Wl,--exclude-libs,ALL -Wl,--as-needed -Wl,-z,defs)
+  # Nothing of libbpf or the core leaves the extension; libraries that it does not use are not loaded with it; a symbol that
+  # is missing shows at import, not at its first call.
+  target_link_options(${_name} PRIVATE -Wl,--exclude-libs,ALL -Wl,--as-needed -Wl,-z,now)
   install(TARGETS ${_name} DESTINATION agentsight/_native)
 endforeach()
 

@@ -1,0 +1,57 @@
+# The developer's commands. `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu (as root); the others
+# need `make build` once. Everything is built and installed inside this directory (.venv, .cache, build).
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+C_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.c' '*.h')
+CORE_BUILD = build/core-tests
+
+.PHONY: setup build demo test lint types core-tests tests bench clean help
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: ## system packages, .venv and libbpf's sources, where missing
+	@scripts/setup.sh
+
+build: setup ## build the wheel and install it into .venv
+	@rm -rf build/wheels
+	@pip wheel . --quiet --no-build-isolation --no-deps --wheel-dir build/wheels
+	@pip install --quiet --no-deps --force-reinstall --no-index build/wheels/agentsight-*.whl
+	@echo "built: $$(basename build/wheels/*.whl), installed into .venv"
+
+demo: build ## record a real client's model call and show it (root)
+	@demo/run.sh
+
+test: build lint core-tests tests ## all checks and tests
+
+lint: types ## ruff, mypy, cython-lint, clang-format
+	@ruff check --quiet .
+	@cython-lint --quiet native/*.pyx native/*.pxd
+	@clang-format --dry-run -Werror $(C_FILES)
+	@echo "lint: clean"
+
+# The stubs of the extensions live in native/; the type checker sees them where an installed package has them.
+types: ## mypy over the package
+	@rm -rf build/types && mkdir -p build/types && cp -r agentsight build/types/ && cp native/*.pyi build/types/agentsight/_native/
+	@cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../mypy-cache --no-error-summary agentsight
+
+core-tests: ## tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer
+	@cmake -S . -B $(CORE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DAGENTSIGHT_PYTHON=OFF -DAGENTSIGHT_CORE_TESTS=ON \
+		-DAGENTSIGHT_SANITIZE=ON --log-level=WARNING
+	@cmake --build $(CORE_BUILD) -- --quiet
+	@ctest --test-dir $(CORE_BUILD) --output-on-failure --no-tests=error
+
+tests: ## tests of the installed package (those of the kernel side need root)
+	@pytest tests -q
+
+bench: build ## the benchmarks, each against a named peer (root)
+	@bench/run.sh
+
+clean: ## remove what was built (.venv and libbpf's sources stay)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,20 +5,10 @@ source tree raises an ImportError that says what to do.
 """
 
 from importlib.util import find_spec
-from pathlib import Path
-
-BPF_OBJECT = "agentsight.bpf.o"
-
-
-def bpf_object() -> bytes:
-    """The BPF programs as an ELF file, to be loaded from memory. FileNotFoundError where the package was built without it."""
-    return Path(__file__).with_name(BPF_OBJECT).read_bytes()
-
 
 if find_spec(__name__ + ".httpparse") is None:
     raise ImportError(
-        f"agentsight's compiled part is missing beside {__file__}. "
-        "Either this is the source tree (run `make build` in it, and start from another directory or with "
-        ".venv/bin/agentsight), or the package was installed for another version of Python, or the installation was cut "
-        "short (reinstall it)."
+        f"agentsight's compiled part is missing beside {__file__}. Either this is the source tree (run `make build` in it, then "
+        "use .venv/bin/agentsight or start from another directory), or the package was installed for another version of Python, "
+        "or the installation was cut short (reinstall it)."
     )

@@ -264,11 +264,14 @@ void frames_free(conn *c) {
     free(c->flow[1].raw);
 }
 
+/* An object, or an array that is none of the "[DONE]" kind. */
 static int json_begin(as_slice s) {
     size_t i = 0;
     while (i < s.n && (s.p[i] == ' ' || s.p[i] == '\t' || s.p[i] == '\n'))
         i++;
-    return i < s.n && (s.p[i] == '{' || s.p[i] == '[');
+    if (i < s.n && s.p[i] == '[' && i + 1 < s.n)
+        return strchr("{[]\"-0123456789tfn \t\n", s.p[i + 1]) != NULL && s.p[i + 1];
+    return i < s.n && s.p[i] == '{';
 }
 
 static size_t put_name(uint8_t *d, as_slice name) { /* at most 2 * 64 + 3 bytes: a JSON string */

@@ -21,6 +21,11 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'Error: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+quietly() { # what it prints is shown only when it fails
+    local output
+    output=$("$@" 2>&1 </dev/null) || { printf '%s\n' "$output" >&2; return 1; }
+}
+
 # ---- system packages ----
 
 missing_packages() {
@@ -60,11 +65,11 @@ apt_install() {
     [ "$(id -u)" = 0 ] || fail "these packages are missing; run as root: apt-get install $*"
     say "installing: $*"
     if [ -z "$apt_updated" ]; then
-        apt-get -qq update >&2 || say "apt-get update failed; going on with the lists that are there"
+        quietly apt-get -qq update || say "apt-get update failed; going on with the lists that are there"
         apt_updated=1
     fi
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >&2 </dev/null ||
-        fail "apt-get could not install: $*"
+    quietly env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@" || fail "apt-get could not install: $*"
 }
 
 # ---- Python ----
@@ -170,8 +175,8 @@ libbpf_from_debian() { # the same version from Debian's source package, by a pri
         -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root
         -o Acquire::Retries=2 -o Acquire::Languages=none)
     say "fetching libbpf: Debian's source package ($LIBBPF_DEBIAN_SUITE)"
-    "${apt[@]}" update >&2 || return 1
-    (cd "$work/download" && "${apt[@]}" source --download-only libbpf >/dev/null) || return 1
+    quietly "${apt[@]}" update || return 1
+    (cd "$work/download" && quietly "${apt[@]}" source --download-only libbpf) || return 1
     [ -e "$work/download/$archive" ] || fail "$LIBBPF_DEBIAN_SUITE has no $archive any more"
     echo "$LIBBPF_SHA256  $work/download/$archive" | sha256sum --check --status ||
         fail "the sha256 of Debian's $archive is not the expected one: not used"

@@ -92,7 +92,11 @@ typedef struct as_hopts {
 
 typedef struct as_hstats {
     uint64_t requests, responses, interim, sse_events, raw_bytes, resyncs, skipped_bytes, header_limit, framing_errors,
-        decode_errors, inflated_out, bodies_limited, unpaired_responses, http2_bytes, upgraded_bytes;
+        decode_errors, inflated_out, bodies_limited, unpaired_responses, http2_bytes, upgraded_bytes,
+        sse_oversize,   /* SSE events cut to 16 MiB */
+        queue_overflow, /* requests not queued because too many waited for their answer: those stay unpaired */
+        chunk_resyncs,  /* chunk boundaries found again behind a hole */
+        hold_overflow;  /* a direction waited for the other one beyond the bounds and was decoded without it */
 } as_hstats;
 
 typedef struct as_hconn as_hconn;

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Runs the cases of tests/cases/http: whole (all events, in order), byte by byte, and cut at every single place (the same events in
+ * each direction). Usage: test_http DIR [-v]. Blocks of a case:
+ *
+ *     == client | server         bytes of that direction
+ *     == gap SIDE N              N bytes missing (0: not known how many)
+ *     == eof SIDE | time NS      the direction ends | the clock of the records moves on
+ *     == options NAME=N ...      max_head max_headers max_body max_inflate keep_sse_body budget
+ */
+#include "as_cases.h"
+#include "http_events.h"
+
+static int verbose;
+
+enum { WHOLE, BYTES, SPLIT };
+
+static int side_of(const char *s) {
+    return strncmp(s, "server", 6) == 0;
+}
+
+/* Runs a case; in SPLIT mode bytes block number `at_block` is cut after `at` bytes. */
+static void run_mode(const tcase *t, int mode, size_t at_block, size_t at, events *e) {
+    as_budget budget = {0, SIZE_MAX, 0};
+    as_hopts o = {.budget = &budget};
+    as_hstats st = {0};
+    uint64_t ts = 1;
+    for (size_t i = 0; i < t->n_blocks; i++) {
+        unsigned long long v;
+        const char *a = t->b[i].arg;
+        if (strcmp(t->b[i].kind, "options") != 0)
+            continue;
+        for (char name[32]; sscanf(a, " %31[^=]=%llu", name, &v) == 2; a += strcspn(a, " ")) {
+            if (!strcmp(name, "max_head"))
+                o.max_head = v;
+            else if (!strcmp(name, "max_headers"))
+                o.max_headers = v;
+            else if (!strcmp(name, "max_body"))
+                o.max_body = v;
+            else if (!strcmp(name, "max_inflate"))
+                o.max_inflate = v;
+            else if (!strcmp(name, "keep_sse_body"))
+                o.keep_sse_body = (int)v;
+            else if (!strcmp(name, "budget"))
+                budget.max = v;
+            else
+                abort();
+            a += strspn(a, " ");
+        }
+    }
+    as_hconn *c = as_hconn_new(&o, &ev_sink, e, &st);
+    for (size_t i = 0; i < t->n_blocks; i++) {
+        const block *b = &t->b[i];
+        as_meta m = {.ts = ts, .tgid = 1};
+        if (!strcmp(b->kind, "client") || !strcmp(b->kind, "server")) {
+            int flow = side_of(b->kind);
+            for (size_t k = 0; k < b->n;) {
+                size_t n = mode == BYTES ? 1 : mode == SPLIT && i == at_block && k < at ? at - k : b->n - k;
+                as_hconn_feed(c, flow, guarded(b->p + k, n), n, &m);
+                k += n;
+            }
+        } else if (!strcmp(b->kind, "gap")) {
+            as_hconn_gap(c, side_of(b->arg), strtoull(b->arg + 6, NULL, 10), &m);
+        } else if (!strcmp(b->kind, "eof")) {
+            as_hconn_eof(c, side_of(b->arg), &m);
+        } else if (!strcmp(b->kind, "time")) {
+            ts += strtoull(b->arg, NULL, 10);
+        }
+    }
+    as_meta m = {.ts = ts};
+    as_hconn_flush(c, &m);
+    events_end(e);
+    as_hconn_free(c);
+    if (budget.used) {
+        printf("budget: %zu bytes still charged\n", budget.used);
+        abort();
+    }
+}
+
+static int differs(const char *path, const tcase *t, const char *how, size_t i, size_t at, const char *want, const char *got) {
+    if (!strcmp(want, got))
+        return 0;
+    printf("FAIL %s: %s (%s, block %zu, byte %zu)\n--- expected\n%s--- got\n%s\n", path, t->title, how, i, at, want, got);
+    return 1;
+}
+
+static int run_case(const char *path, tcase *t) {
+    events whole = {0};
+    run_mode(t, WHOLE, 0, 0, &whole);
+    int bad = differs(path, t, "whole", 0, 0, t->expect, whole.all.p);
+    if (verbose)
+        printf("%s: %s\n", path, t->title);
+    for (size_t i = 0; i < t->n_blocks && !bad; i++) {
+        for (size_t at = 1; at < t->b[i].n && !bad; at += t->b[i].n > 20000 ? 997 : 1) {
+            events e = {0};
+            run_mode(t, SPLIT, i, at, &e);
+            for (int f = 0; f < 2; f++)
+                bad |= differs(path, t, "cut", i, at, whole.flow[f].p, e.flow[f].p);
+            events_free(&e);
+        }
+    }
+    events e = {0};
+    run_mode(t, BYTES, 0, 0, &e);
+    for (int f = 0; f < 2 && !bad; f++)
+        bad |= differs(path, t, "byte by byte", 0, 0, whole.flow[f].p, e.flow[f].p);
+    events_free(&e);
+    events_free(&whole);
+    return bad;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s DIR [-v]\n", argv[0]);
+        return 2;
+    }
+    verbose = argc > 2;
+    return cases_in_dir(argv[1], run_case);
+}

@@ -6,7 +6,7 @@ pkg_check_modules(AGENTSIGHT_CODECS REQUIRED IMPORTED_TARGET libcrypto zlib libb
 find_package(Threads REQUIRED)
 
 add_library(agentsight_flags INTERFACE)
-target_compile_options(agentsight_flags INTERFACE -Wall -Wextra -Wno-unused-parameter)
+target_compile_options(agentsight_flags INTERFACE -Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration)
 if(AGENTSIGHT_SANITIZE)
   set(_sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
   target_compile_options(agentsight_flags INTERFACE ${_sanitizers} -fno-omit-frame-pointer -O1)
@@ -29,6 +29,7 @@ function(agentsight_library name)
   add_library(${name} STATIC ${ARGN})
   target_include_directories(${name} PUBLIC
     "${CMAKE_CURRENT_SOURCE_DIR}/native/core" "${CMAKE_CURRENT_SOURCE_DIR}/bpf")
+  target_compile_definitions(${name} PRIVATE _GNU_SOURCE=) # memmem and others; the same as `#define _GNU_SOURCE`
   target_link_libraries(${name} PUBLIC agentsight_flags Threads::Threads)
 endfunction()
 

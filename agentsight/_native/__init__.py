@@ -5,6 +5,13 @@ source tree raises an ImportError that says what to do.
 """
 
 from importlib.util import find_spec
+from pathlib import Path
+
+
+def bpf_object() -> bytes:
+    """The BPF programs as an ELF file, to be loaded from memory. FileNotFoundError where the package was built without it."""
+    return Path(__file__).with_name("agentsight.bpf.o").read_bytes()
+
 
 if find_spec(__name__ + ".httpparse") is None:
     raise ImportError(

@@ -1,7 +1,9 @@
 """Stream decoding: batches of captured records in, lists of events out. All parsing is C without the GIL."""
 
-from collections.abc import Buffer, Iterable
+from collections.abc import Iterable
 from typing import Any, TypedDict
+
+from typing_extensions import Buffer
 
 from agentsight.events import Event
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.modelserver.journal import Connection
+from modelserver import Connection
 
 AGENTSIGHT = Path(sys.executable).with_name("agentsight")
 CLIENTS = Path(__file__).resolve().parent.parent / "clients"

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Which secret, and which record number, opens a record: found by trying, proven by the AEAD tag, so a wrong guess costs time
+ * and never gives wrong plaintext. The candidates come from the keyring, likeliest first; every trial is counted, and their
+ * number is capped for each key that is looked for. Candidates that failed on this record are not tried on it again.
+ */
+#include <openssl/crypto.h>
+#include <string.h>
+
+#include "tls_int.h"
+
+#define FEW 64
+
+typedef struct trial {
+    as_tls *t;
+    as_flow *f;
+    const uint8_t *rec;
+    size_t total;
+    uint64_t lo, hi;
+    /* what opened it */
+    const as_suite *suite;
+    as_cell *cell; /* scratch for TLS 1.2 */
+    uint64_t seq;
+} trial;
+
+uint32_t as_labels(const as_tls *t, const as_flow *f, enum as_phase phase) {
+    int role = as_role(t, f);
+    uint32_t c, s;
+    if (phase == AS_P_ENC12)
+        return AS_LB(AS_L_MASTER);
+    c = phase == AS_P_EARLY ? AS_L_CE : phase == AS_P_HS ? AS_L_CH : AS_L_CA;
+    s = phase == AS_P_HS ? AS_L_SH : AS_L_SA;
+    if (phase == AS_P_EARLY)
+        return AS_LB(AS_L_CE) | AS_LB(AS_L_ANY);
+    return (role != 1 ? AS_LB(c) : 0) | (role != 0 ? AS_LB(s) : 0) | AS_LB(AS_L_ANY);
+}
+
+static int spend(as_tls *t, as_flow *f) { /* 0: no trial left */
+    if (f->trials >= t->o.max_trials) {
+        if (!f->cap_hit)
+            as_keyring_count(t->k, 0, 1);
+        f->cap_hit = 1;
+        return 0;
+    }
+    f->trials++;
+    as_keyring_count(t->k, 1, 0);
+    return 1;
+}
+
+/* Does the key open the record with a number in lo..hi? The nearest are tried upwards; AES-GCM of 1.3 tells the number
+ * itself. `a` must be keyed with `cell`. */
+int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo,
+             uint64_t hi, uint64_t *seq) {
+    uint8_t *out = as_buf_get(t->k);
+    uint64_t s;
+    int ok = 0;
+    if (!out)
+        return 0;
+    if (spend(t, f) && as_aead_open(a, lo, rec, total, out) >= 0) {
+        *seq = lo;
+        ok = 1;
+    } else if (lo >= hi) {
+        ok = 0;
+    } else if (a->suite->v13 && a->suite->aead != AS_CHACHA) {
+        ok = spend(t, f) && as_gcm_seq(as_keyring_crypto(t->k), a->suite, cell, rec, total, out, &s) && s >= lo && s <= hi &&
+             as_aead_open(a, s, rec, total, out) >= 0;
+        if (ok)
+            *seq = s;
+    } else {
+        if (!a->suite->v13 && a->suite->aead != AS_CHACHA && total >= 13) {
+            /* explicit nonces are counters (RFC 5288 section 3 suggests the record number), or xored with it */
+            uint64_t n = as_be64(rec + 5);
+            uint64_t guess[3] = {f->nonce12_seq + (n - f->nonce12), f->nonce12_seq ^ n ^ f->nonce12, n};
+            for (int i = 0; !ok && i < 3; i++)
+                if (guess[i] > lo && guess[i] <= hi && spend(t, f) && as_aead_open(a, guess[i], rec, total, out) >= 0) {
+                    *seq = guess[i];
+                    ok = 1;
+                }
+        }
+        for (s = lo + 1; !ok && s <= hi && spend(t, f); s++)
+            if (as_aead_open(a, s, rec, total, out) >= 0) {
+                *seq = s;
+                ok = 1;
+            }
+    }
+    OPENSSL_cleanse(out, total < AS_BUF_SIZE ? total : AS_BUF_SIZE);
+    as_buf_put(t->k, out);
+    return ok;
+}
+
+static int try_entry(void *u, as_entry *e) {
+    trial *x = u;
+    as_tls *t = x->t;
+    as_crypto *c = as_keyring_crypto(t->k);
+    static const uint16_t guess[] = {0x1301, 0x1302, 0x1303};
+    /* tied to this connection by its random or its group: tried beyond the cap, and with every record number */
+    int direct = t->have_cr && e->has_random;
+    for (size_t i = 0; i < t->nclaim; i++)
+        direct |= t->claim[i] == e->group;
+    for (size_t i = 0; i < (t->suite ? 1 : sizeof guess / sizeof *guess); i++) {
+        const as_suite *s = t->suite ? t->suite : as_suite_find(guess[i]);
+        as_cell *cell = e->cell;
+        if (s->v13 ? e->cell->len != s->hash_len : e->label != AS_L_MASTER)
+            continue;
+        if (x->f->trials >= t->o.max_trials && !direct) {
+            (void)spend(t, x->f); /* notes the cap */
+            return -1;
+        }
+        if (s->v13) {
+            if (as_derive13(c, s, cell))
+                continue;
+        } else {
+            cell = x->cell;
+            if (!t->have_cr || !t->have_sr || !cell || as_derive12(c, s, e->cell, t->cr, t->sr, as_role(t, x->f) == 1, cell))
+                continue;
+        }
+        if (as_aead_set(c, &c->trial[s->aead], s, cell))
+            continue;
+        uint64_t hi = x->hi, before = x->f->trials;
+        if (direct)
+            x->f->trials = 0;
+        else if ((s->aead == AS_CHACHA || !s->v13) && hi > x->lo + FEW)
+            hi = x->lo + FEW; /* its number has to be searched: do not spend everything on one stranger */
+        x->suite = s;
+        if (as_range(t, x->f, cell, &c->trial[s->aead], x->rec, x->total, x->lo, hi, &x->seq))
+            return 1;
+        if (direct)
+            x->f->trials = before;
+    }
+    return 0;
+}
+
+int as_set_key(as_tls *t, as_flow *f, const as_suite *s, const as_cell *cell) {
+    if (!f->cell && !(f->cell = as_cell_new(t->k)))
+        return -1;
+    if (f->cell != cell)
+        memcpy(f->cell, cell, sizeof *cell);
+    f->have = as_aead_set(as_keyring_crypto(t->k), &f->aead, s, f->cell) == 0;
+    return f->have ? 0 : -1;
+}
+
+void as_drop_key(as_tls *t, as_flow *f) {
+    as_cell_free(t->k, f->cell);
+    f->cell = NULL;
+    f->have = 0;
+    f->seq = f->seq_hi = 0;
+    f->trials = 0;
+    f->cap_hit = 0;
+    memset(&f->mark, 0, sizeof f->mark);
+    memset(&f->look, 0, sizeof f->look);
+    f->look_done = 0;
+}
+
+int as_next_key(as_tls *t, as_flow *f) {
+    as_cell *n = as_cell_new(t->k);
+    if (!n || as_derive_next13(as_keyring_crypto(t->k), f->aead.suite, f->cell, n)) {
+        as_cell_free(t->k, n);
+        return -1;
+    }
+    as_cell_free(t->k, f->cell);
+    f->cell = n;
+    f->seq = 0;
+    return as_set_key(t, f, f->aead.suite, n);
+}
+
+/* Looks for a secret with one of `labels` that opens rec with a record number in lo..hi; takes it as the flow's key.
+ * 1 found (f->seq is the record's number), 0 not. */
+int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo,
+             uint64_t hi) {
+    uint64_t serial = as_keyring_serial(t->k);
+    if (mark->gen != t->gen || mark->labels != labels)
+        mark->serial = 0;
+    if (mark->serial >= serial)
+        return 0;
+    as_query q = {labels, mark->serial, t->have_cr ? t->cr : NULL, t->claim, t->nclaim, t->touch, t->ntouch};
+    trial x = {.t = t, .f = f, .rec = rec, .total = total, .lo = lo, .hi = hi};
+    if (labels & AS_LB(AS_L_MASTER))
+        x.cell = as_cell_new(t->k);
+    as_entry *e = as_keyring_find(t->k, &q, try_entry, &x);
+    mark->serial = serial;
+    mark->gen = t->gen;
+    mark->labels = labels;
+    int ok = e && as_set_key(t, f, x.suite, x.suite->v13 ? e->cell : x.cell) == 0;
+    as_cell_free(t->k, x.cell);
+    if (!ok)
+        return 0;
+    f->seq = x.seq;
+    f->trials = 0;
+    f->cap_hit = 0;
+    if (!t->suite)
+        t->suite = x.suite;
+    if (!t->info.version) {
+        t->info.version = x.suite->v13 ? 0x0304 : 0x0303;
+        t->info.cipher = x.suite->aead == AS_CHACHA || x.suite->hash == AS_SHA384 ? x.suite->id : 0x1301;
+    }
+    if (t->info.client_flow < 0 && e->label < AS_L_MASTER) {
+        int server = e->label == AS_L_SH || e->label == AS_L_SA;
+        t->info.client_flow = server ? !as_flow_no(t, f) : as_flow_no(t, f);
+    }
+    int known = 0;
+    for (size_t i = 0; i < t->nclaim; i++)
+        known |= t->claim[i] == e->group;
+    if (known || t->nclaim == AS_MAX_CLAIMS) {
+        as_group *g = as_keyring_claim(t->k, e, t->have_cr ? t->cr : NULL);
+        if (g)
+            as_keyring_release(t->k, g); /* claimed already */
+    } else {
+        as_group *g = as_keyring_claim(t->k, e, t->have_cr ? t->cr : NULL);
+        if (g) {
+            t->claim[t->nclaim++] = g;
+            t->gen++;
+        }
+    }
+    t->changed = 1;
+    return 1;
+}

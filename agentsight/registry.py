@@ -23,9 +23,9 @@ BUILTIN: dict[str, tuple[tuple[str, str], ...]] = {
         ("debug", "agentsight.cli.debug:debug"),
     ),
     "analyzers": (
-        ("sse", "agentsight.analyzers.sse:SSEProcessor"),
+        ("sse", "agentsight.analyzers.sse_merge:SSEProcessor"),
         ("http", "agentsight.analyzers.http:HTTPParser"),
-        ("llm", "agentsight.analyzers.llm:LlmCalls"),
+        ("llm", "agentsight.analyzers.llm_calls:LlmCalls"),
         ("redaction", "agentsight.analyzers.redaction:Redaction"),
     ),
     "sinks": (

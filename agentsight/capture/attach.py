@@ -106,7 +106,7 @@ class Attacher:
                 _, pid, look = heapq.heappop(self._heap)
             try:
                 self.process(pid)
-            except Exception as e:  # one strange process must not end the looking at all others
+            except Exception as e:  # noqa: BLE001  one strange process must not end the looking at all others
                 self.note("warning", f"process {pid} could not be looked at for TLS: {e}", process=pid)
             with self._change:
                 if look + 1 < len(LOOKS) and procfs.proc(pid) is not None:

@@ -102,10 +102,10 @@ class Child:
                 os.setuid(ids[0])
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
-            os.execve(self.path, self.argv, self.environ)
+            os.execve(self.path, self.argv, self.environ)  # noqa: S606
         except OSError as e:
             os.write(self._error_write, b"%d" % (e.errno or errno.EIO))
-        except BaseException:
+        except BaseException:  # noqa: BLE001  a forked Python must never return into its parent's code
             os.write(self._error_write, b"%d" % errno.EIO)
         os._exit(125)
 

@@ -37,7 +37,7 @@ class LiveSource:
         self.child = child
         self.counters: dict[str, Any] = {}
         self.recorded = 0  # bytes in the capture file
-        self.decoder: Any = None  # asked for processes that begin TLS
+        self.decoder: Any = None  # of the pipeline that reads us: it gives hints
         self.done: threading.Event = threading.Event()
         self._capture: Any = None
         self._writer: Any = None
@@ -145,8 +145,9 @@ class LiveSource:
             )
 
     def _open_writer(self, path: Path) -> Any:
-        from agentsight import __version__
         from agentsight._native.ringbuf import CaptureWriter
+
+        from agentsight import __version__
 
         os.close(files.create(path))
         return CaptureWriter(os.fspath(path), {"version": __version__, "command": self.arguments})
@@ -187,10 +188,15 @@ class LiveSource:
         execs = [e.pid for e in events if type(e) is ProcessEvent and e.event == "EXEC" and not e.snapshot]
         if execs:
             self._attacher.again(execs)
-        if self.decoder is not None:
-            begins = self.decoder.needs_process()
-            if begins:
-                self._attacher.look(begins)
+
+    def _follow_hints(self) -> None:
+        """What the decoder would like to have: probes for processes that begin TLS, no copies of bytes that nobody can use."""
+        decoder = self.decoder
+        begins = decoder.needs_process()
+        if begins and self._attacher is not None and self.options.binary_path is None:
+            self._attacher.look(begins)
+        for cookie in decoder.skips():
+            self._capture.skip_channel(cookie)
 
     def __iter__(self) -> Iterator[Any]:
         capture, writer = self._capture, self._writer
@@ -200,6 +206,8 @@ class LiveSource:
             if batch is not None and writer is not None:
                 self._record(writer, batch)
             yield batch
+            if self.decoder is not None:
+                self._follow_hints()
             if self.options.min_duration_ms and time.monotonic() - tick >= TICK_SECONDS:
                 tick = time.monotonic()
                 self._note({"kind": "tick"})  # time for those who wait for it, in the replay too

@@ -69,7 +69,10 @@ def _script(args: list[bytes]) -> str:
 
 
 class Targets:
-    """Arms the kernel's filter. `pids` are all processes that were targets when armed, `waiting` names that nothing matches yet."""
+    """Arms the kernel's filter.
+
+    `pids` are all processes that were targets when armed, `waiting` the names that nothing matches yet.
+    """
 
     def __init__(
         self,

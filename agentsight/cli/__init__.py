@@ -48,7 +48,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=EPILOG,
-    no_args_is_help=False,
+    invoke_without_command=True,
 )
 @click.option("-v", "--verbose", count=True, help="Say more on stderr; repeat for libbpf's own messages.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
@@ -56,6 +56,9 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def cli(ctx: click.Context, verbose: int) -> None:
     """Shows from outside what AI agents do on this machine: model calls, processes, output."""
     ctx.ensure_object(dict)["verbose"] = verbose + _environment_verbosity()
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def _environment_verbosity() -> int:
@@ -68,9 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = cli.main(arguments, prog_name="agentsight", standalone_mode=False, obj={"words": arguments})
-    except click.exceptions.NoArgsIsHelpError as e:
-        click.echo(e.format_message(), err=True)
-        return 2
     except click.UsageError as e:
         _error(e.format_message() + _help_hint(e.ctx))
         return 2
@@ -82,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AgentsightError as e:
         _error(str(e))
         return e.exit_code
+    except ImportError as e:
+        if "compiled part" not in str(e):
+            raise
+        _error(str(e))
+        return 1
     except BrokenPipeError:
         # whoever read our help or error went away; nothing more can be said to him
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

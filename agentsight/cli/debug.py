@@ -28,6 +28,10 @@ Example:
 """
 
 
-@click.group(cls=_Same, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
-def debug() -> None:
+@click.group(cls=_Same, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.pass_context
+def debug(ctx: click.Context) -> None:
     """The single sources: debug ssl is ssl, debug trace is trace, and so on."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)

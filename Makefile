@@ -10,8 +10,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 C_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.c' '*.h')
 CORE_BUILD = build/core-tests
+FUZZ_BUILD = build/fuzz
+FUZZ_SECONDS ?= 30
 
-.PHONY: setup build demo test lint types core-tests tests bench clean help
+.PHONY: setup build demo test lint types core-tests fuzz tests bench clean help
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +48,14 @@ core-tests: ## tests of the C core under AddressSanitizer and UndefinedBehaviorS
 		-DAGENTSIGHT_SANITIZE=ON --log-level=WARNING
 	@cmake --build $(CORE_BUILD) -- --quiet
 	@ctest --test-dir $(CORE_BUILD) --output-on-failure --no-tests=error
+
+fuzz: ## every fuzz target of the core for FUZZ_SECONDS (30) each; needs clang's libFuzzer (Debian: libclang-rt-dev)
+	@cmake -S . -B $(FUZZ_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_COMPILER=clang -DAGENTSIGHT_PYTHON=OFF \
+		-DAGENTSIGHT_CORE_TESTS=ON -DAGENTSIGHT_SANITIZE=ON -DAGENTSIGHT_FUZZ=ON --log-level=WARNING
+	@cmake --build $(FUZZ_BUILD) -- --quiet
+	@cd $(FUZZ_BUILD) && for f in fuzz_*; do mkdir -p "corpus/$$f" && echo "== $$f" && \
+		"./$$f" -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 "corpus/$$f" 2>&1 | tail -n 12; \
+		[ "$${PIPESTATUS[0]}" = 0 ] || exit 1; done
 
 tests: ## tests of the installed package (those of the kernel side need root)
 	@pytest tests -q

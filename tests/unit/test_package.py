@@ -36,7 +36,7 @@ def test_import_is_light() -> None:
 
 
 def test_public_names_exist() -> None:
-    assert agentsight._PUBLIC
+    assert set(agentsight.__all__) == {*agentsight._PUBLIC, "__version__"}
     for name in agentsight._PUBLIC:
         assert getattr(agentsight, name).__name__ == name
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -8,8 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentsight.analyzers.http import HTTPParser
+    from agentsight.analyzers.sse_merge import SSEProcessor
     from agentsight.errors import AgentsightError
     from agentsight.runners import AgentRunner, ProcessRunner, ReplayRunner, SslRunner, StdioRunner
+    from agentsight.sinks.jsonl import FileLogger
 
 try:
     __version__ = version("agentsight")
@@ -19,13 +22,27 @@ except PackageNotFoundError:  # a source tree that was never installed
 _PUBLIC = {  # name: module that has it
     "AgentRunner": "agentsight.runners",
     "AgentsightError": "agentsight.errors",
+    "FileLogger": "agentsight.sinks.jsonl",
+    "HTTPParser": "agentsight.analyzers.http",
     "ProcessRunner": "agentsight.runners",
     "ReplayRunner": "agentsight.runners",
+    "SSEProcessor": "agentsight.analyzers.sse_merge",
     "SslRunner": "agentsight.runners",
     "StdioRunner": "agentsight.runners",
 }
 
-__all__ = ["AgentRunner", "AgentsightError", "ProcessRunner", "ReplayRunner", "SslRunner", "StdioRunner", "__version__"]
+__all__ = [
+    "AgentRunner",
+    "AgentsightError",
+    "FileLogger",
+    "HTTPParser",
+    "ProcessRunner",
+    "ReplayRunner",
+    "SSEProcessor",
+    "SslRunner",
+    "StdioRunner",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

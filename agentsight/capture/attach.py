@@ -16,6 +16,9 @@ from typing import Any, Protocol
 import msgspec
 
 from agentsight.capture import procfs
+from agentsight.errors import CaptureError
+
+Place = tuple[int, int, int]  # device, inode, offset
 
 LOOKS = (0.0, 0.05, 0.3, 1.0, 3.0)  # seconds after an exec at which a process is looked at
 MAX_WAITING = 4096
@@ -32,8 +35,8 @@ class Attacher:
     """Finds TLS stacks through `discovery` and attaches their probes to `kernel`."""
 
     def __init__(self, kernel: Kernel, discovery: Any) -> None:
-        self.attached: dict[tuple[str, int], str] = {}  # (file, offset): stack
-        self.failed: dict[tuple[str, int], str] = {}
+        self.attached: dict[Place, str] = {}  # to the stack's name
+        self.failed: dict[Place, str] = {}  # to the reason
         self._kernel = kernel
         self._discovery = discovery
         self._heap: list[tuple[float, int, int]] = []  # when, pid, which look
@@ -41,12 +44,14 @@ class Attacher:
         self._change = threading.Condition()
         self._ending = False
         self._attach_lock = threading.Lock()
+        self._early: list[bytes] | None = []  # notes from before the stream began
+        self._told_dark = self._told_problems = 0
         self._thread: threading.Thread | None = None
         self.overflow = 0  # processes that were not looked at since too many waited
 
     def host(self) -> int:
         """Attach to every stack found on the host. How many probes are new."""
-        return self._attach(self._discovery.host())
+        return self._attach(self._discovery.host(), dark_kind="dark-host")
 
     def file(self, path: str) -> int:
         """Attach to the stacks inside one file."""
@@ -91,10 +96,22 @@ class Attacher:
             self._change.notify()
         if self._thread is not None:
             self._thread.join(10)
+            self._thread = None
+            self._discovery.close()
 
     def note(self, kind: str, message: str, **details: Any) -> None:
-        """Put a note into the record stream."""
-        self._kernel.note(msgspec.json.encode({"kind": kind, "message": message, **details}))
+        """Put a note into the record stream; before `open_notes` it waits."""
+        payload = msgspec.json.encode({"kind": kind, "message": message, **details})
+        if self._early is None:
+            self._kernel.note(payload)
+        else:
+            self._early.append(payload)
+
+    def open_notes(self) -> None:
+        """The stream has begun: put what was noted so far into it."""
+        early, self._early = self._early or [], None
+        for payload in early:
+            self._kernel.note(payload)
 
     def _work(self) -> None:
         while True:
@@ -114,26 +131,37 @@ class Attacher:
                 else:
                     self._waiting.discard(pid)
 
-    def _attach(self, targets: Iterable[Any]) -> int:
+    def _attach(self, targets: Iterable[Any], dark_kind: str = "dark") -> int:
         with self._attach_lock:
             files: dict[str, list[Any]] = {}
             for t in targets:
-                key = (t.path, t.offset)
-                if key not in self.attached and key not in self.failed:
+                place = (t.dev, t.ino, t.offset)
+                if place not in self.attached and place not in self.failed:
                     files.setdefault(t.path, []).append(t)
+            self._tell(dark_kind)
             return sum(self._attach_file(path, found) for path, found in files.items())
+
+    def _tell(self, dark_kind: str) -> None:
+        """What the discovery could not do. On the host at large a dark file is nobody's concern yet: it is not shown."""
+        for dark in self._discovery.dark[self._told_dark :]:
+            self._told_dark += 1
+            self.note(dark_kind, f"{dark.stack} in {dark.path}: {dark.reason}", path=dark.path, stack=dark.stack)
+        for problem in self._discovery.problems[self._told_problems :]:
+            self._told_problems += 1
+            self.note("warning", problem)
 
     def _attach_file(self, path: str, found: list[Any]) -> int:
         offsets = [(t.offset, t.cookie) for t in found]
-        stack = found[0].stack
+        stack, name = found[0].stack, found[0].display_path
         try:
             self._kernel.attach_secret(path, offsets)
-        except (OSError, RuntimeError) as e:
+        except (OSError, CaptureError) as e:
             for t in found:
-                self.failed[(path, t.offset)] = str(e)
-            self.note("warning", f"cannot attach to {stack} in {path}: {e}", path=path, stack=stack)
+                self.failed[t.dev, t.ino, t.offset] = str(e)
+            self.note("warning", f"cannot attach to {stack} in {name}: {e}", path=name, stack=stack)
             return 0
         for t in found:
-            self.attached[(path, t.offset)] = t.stack
-        self.note("attach", f"{stack} in {path}", path=path, stack=stack, offsets=[f"{o:#x}" for o, _ in offsets])
+            self.attached[t.dev, t.ino, t.offset] = t.stack
+        how = sorted({t.how for t in found})
+        self.note("attach", f"{stack} in {name}", path=name, stack=stack, offsets=[f"{t.offset:#x}" for t in found], how=how)
         return len(found)

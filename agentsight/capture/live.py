@@ -65,6 +65,8 @@ class LiveSource:
             self._attach(capture)
         capture.start()
         self._begin_notes()
+        if self._attacher is not None:
+            self._attacher.open_notes()
         self._targets.arm(capture, self.child.pid if self.child else 0)
         self._snapshot()
         if self._attacher is not None:
@@ -145,9 +147,8 @@ class LiveSource:
             )
 
     def _open_writer(self, path: Path) -> Any:
-        from agentsight._native.ringbuf import CaptureWriter
-
         from agentsight import __version__
+        from agentsight._native.ringbuf import CaptureWriter
 
         os.close(files.create(path))
         return CaptureWriter(os.fspath(path), {"version": __version__, "command": self.arguments})

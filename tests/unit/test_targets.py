@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -256,12 +257,27 @@ class Probe:
     offset: int
     cookie: int = 1
     stack: str = "openssl"
+    how: str = "dynsym"
+    dev: int = 1
+
+    @property
+    def ino(self) -> int:
+        return hash(self.path)
+
+    @property
+    def display_path(self) -> str:
+        return self.path
 
 
 class FakeDiscovery:
     def __init__(self) -> None:
         self.of: dict[int, list[Probe]] = {}
         self.looks: list[tuple[float, int]] = []
+        self.dark: list[Any] = []
+        self.problems: list[str] = []
+
+    def close(self) -> None:
+        pass
 
     def host(self) -> list[Probe]:
         return [Probe("/lib/a", 1), Probe("/lib/a", 2), Probe("/lib/b", 3)]
@@ -286,6 +302,8 @@ def test_each_place_is_attached_once_and_noted() -> None:
     assert attacher.host() == 3
     assert attacher.host() == 0
     assert kernel.of("attach") == [("/lib/a", [(1, 1), (2, 1)]), ("/lib/b", [(3, 1)])]
+    assert not notes(kernel)  # the stream has not begun
+    attacher.open_notes()
     assert [n["kind"] for n in notes(kernel)] == ["attach", "attach"]
 
 
@@ -293,15 +311,35 @@ def test_a_refused_attachment_is_a_note_and_not_tried_again() -> None:
     kernel = FakeKernel()
     kernel.refuse.add("/lib/a")
     attacher = Attacher(kernel, FakeDiscovery())
+    attacher.open_notes()
     assert attacher.host() == 1
     assert attacher.host() == 0
     assert [(n["kind"], n["path"]) for n in notes(kernel)] == [("warning", "/lib/a"), ("attach", "/lib/b")]
+
+
+def test_what_the_discovery_could_not_do_is_noted_once() -> None:
+    kernel, discovery = FakeKernel(), FakeDiscovery()
+    attacher = Attacher(kernel, discovery)
+    attacher.open_notes()
+    discovery.problems.append("ldconfig failed")
+    discovery.dark.append(SimpleNamespace(path="/x", stack="openssl", reason="not found"))
+    attacher.host()
+    attacher.host()
+    discovery.dark.append(SimpleNamespace(path="/y", stack="openssl", reason="not found"))
+    attacher.process(5)
+    said = [(n["kind"], n["message"]) for n in notes(kernel) if n["kind"] != "attach"]
+    assert said == [
+        ("dark-host", "openssl in /x: not found"),
+        ("warning", "ldconfig failed"),
+        ("dark", "openssl in /y: not found"),
+    ]
 
 
 def test_a_process_is_looked_at_again_since_libraries_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentsight.capture.attach.LOOKS", (0.0, 0.05, 0.1))
     kernel, discovery = FakeKernel(), FakeDiscovery()
     attacher = Attacher(kernel, discovery)
+    attacher.open_notes()
     me = os.getpid()
     attacher.look([me, 0])
     attacher.start()

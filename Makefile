@@ -13,7 +13,7 @@ CORE_BUILD = build/core-tests
 FUZZ_BUILD = build/fuzz
 FUZZ_SECONDS ?= 30
 
-.PHONY: setup build demo test lint types core-tests fuzz tests bench clean help
+.PHONY: setup build demo test lint format types core-tests fuzz tests bench clean help
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 12
@@ -37,6 +37,10 @@ lint: types ## ruff, mypy, cython-lint, clang-format
 	@cython-lint --quiet native/*.pyx native/*.pxd
 	@clang-format --dry-run -Werror $(C_FILES)
 	@echo "lint: clean"
+
+format: ## let clang-format and ruff mend what they can
+	@clang-format -i $(C_FILES)
+	@ruff check --quiet --fix .
 
 # The stubs of the extensions live in native/; the type checker sees them where an installed package has them.
 types: ## mypy over the package

@@ -184,8 +184,8 @@ static inline int block_may_hit(const uint8_t *p, const pairs *f) {
     return (any[0] | any[1]) != 0;
 }
 
-static int check_positions(const uint8_t *buf, size_t from, size_t to, size_t n, const as_pat *pats, uint32_t n_pats, uint64_t off,
-                           as_pat_hit hit, void *ctx) {
+static int check_positions(const uint8_t *buf, size_t from, size_t to, size_t n, const as_pat *pats, uint32_t n_pats,
+                           uint64_t off, as_pat_hit hit, void *ctx) {
     for (size_t p = from; p < to; p++) {
         for (uint32_t i = 0; i < n_pats; i++) {
             if (buf[p] != pats[i].s[0] || pats[i].n > n - p || memcmp(buf + p, pats[i].s, pats[i].n))

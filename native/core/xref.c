@@ -261,10 +261,10 @@ static void decide(xref *x, const as_want *w, uint32_t index, as_found *out) {
         out->agree = best->labels;
     } else if (good == 0) {
         snprintf(out->reason, sizeof out->reason, "no symbol, and %s",
-                 no_start   ? "its key-log labels lead to no function's start"
-                 : loads    ? "no function is called with two of its key-log labels"
-                 : x->full  ? "its key-log labels lie in too many places"
-                            : "no code loads its key-log labels as an argument");
+                 no_start  ? "its key-log labels lead to no function's start"
+                 : loads   ? "no function is called with two of its key-log labels"
+                 : x->full ? "its key-log labels lie in too many places"
+                           : "no code loads its key-log labels as an argument");
     }
 }
 

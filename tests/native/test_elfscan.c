@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The finders on files made here: what must be found, what must not, and what damaged files may do. The invariant: whatever the
+ * bytes of a file are, a scan ends with a status, and what it finds lies inside the file.
+ */
+#include "elfscan.h"
+#include "x86insn.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static int checks, failures;
+#define CHECK(x)                                                                                                                 \
+    do {                                                                                                                         \
+        checks++;                                                                                                                \
+        if (!(x)) {                                                                                                              \
+            failures++;                                                                                                          \
+            printf("%s:%d: %s: failed: %s\n", __FILE__, __LINE__, __func__, #x);                                                 \
+        }                                                                                                                        \
+    } while (0)
+
+/* ---- an ELF file under construction: headers and labels in one segment, code in another ---- */
+#define FILE_SIZE 0x4000
+#define RODATA 0x800
+#define CODE 0x1000
+#define CODE_SIZE 0x2000
+#define SECTIONS 0x3000
+#define SYMBOLS 0x3400
+#define NAMES 0x3800
+static uint8_t image[FILE_SIZE];
+static uint64_t base, delta; /* address of the file's first byte; addresses of code are `delta` further than their offset says */
+static size_t strings_n, code_n;
+
+static Elf64_Ehdr *ehdr(void) {
+    return (void *)image;
+}
+static Elf64_Phdr *phdr(int i) {
+    return (Elf64_Phdr *)(void *)(image + sizeof(Elf64_Ehdr)) + i;
+}
+
+static void begin(int type, uint64_t at, uint64_t gap) {
+    memset(image, 0, sizeof image);
+    base = at;
+    delta = gap;
+    strings_n = RODATA;
+    code_n = CODE;
+    Elf64_Ehdr *h = ehdr();
+    memcpy(h->e_ident, ELFMAG, SELFMAG);
+    h->e_ident[EI_CLASS] = ELFCLASS64;
+    h->e_ident[EI_DATA] = ELFDATA2LSB;
+    h->e_machine = EM_X86_64;
+    h->e_type = (Elf64_Half)type;
+    h->e_phoff = sizeof *h;
+    h->e_phentsize = sizeof(Elf64_Phdr);
+    h->e_phnum = 2;
+    *phdr(0) =
+        (Elf64_Phdr){.p_type = PT_LOAD, .p_flags = PF_R, .p_offset = 0, .p_vaddr = base, .p_filesz = CODE, .p_memsz = CODE};
+    *phdr(1) = (Elf64_Phdr){.p_type = PT_LOAD,
+                            .p_flags = PF_R | PF_X,
+                            .p_offset = CODE,
+                            .p_vaddr = base + CODE + delta,
+                            .p_filesz = CODE_SIZE,
+                            .p_memsz = CODE_SIZE};
+    memset(image + CODE, 0x90, CODE_SIZE);
+}
+
+static uint64_t string(const char *s) {
+    size_t at = strings_n;
+    memcpy(image + at, s, strlen(s) + 1);
+    strings_n += strlen(s) + 1;
+    return base + at;
+}
+
+static uint64_t here(void) {
+    return base + code_n + delta;
+}
+
+static void code(const void *bytes, size_t n) {
+    memcpy(image + code_n, bytes, n);
+    code_n += n;
+}
+
+static void code32(uint64_t v) {
+    uint32_t w = (uint32_t)v;
+    code(&w, 4);
+}
+
+static void align(void) {
+    code_n = (code_n + 15) & ~(size_t)15;
+}
+
+static void lea(int reg, uint64_t target) {
+    uint8_t op[3] = {reg & 8 ? 0x4c : 0x48, 0x8d, (uint8_t)(0x05 | (reg & 7) << 3)};
+    code(op, 3);
+    code32(target - (here() + 4));
+}
+
+static void mov_imm(int reg, uint64_t target) {
+    uint8_t op = (uint8_t)(0xb8 | reg);
+    code(&op, 1);
+    code32(target);
+}
+
+static void branch(uint8_t op, uint64_t target) {
+    code(&op, 1);
+    code32(target - (here() + 4));
+}
+
+static uint64_t function(void) {
+    align();
+    uint64_t at = here();
+    code("\x55\x48\x89\xe5\x5d\xc3", 6); /* push rbp; mov rbp, rsp; pop rbp; ret */
+    align();
+    return at;
+}
+
+static int file_of(const void *bytes, size_t n) {
+    int fd = memfd_create("elf", MFD_CLOEXEC);
+    if (fd < 0 || write(fd, bytes, n) != (ssize_t)n)
+        abort();
+    return fd;
+}
+
+static const char *const NAMES_[] = {"ssl_log_secret"};
+static const char *const LABELS[] = {"CLIENT_RANDOM", "EARLY_EXPORTER_SECRET", "SERVER_TRAFFIC_SECRET_0"};
+static const as_want WANT = {NAMES_, 1, LABELS, 3, 3, 6};
+
+static int scan_n(size_t n, const as_want *wants, uint32_t n_wants, as_found *out) {
+    int fd = file_of(image, n);
+    as_elf e;
+    int rc = as_elf_scan(&e, fd, wants, n_wants, out);
+    as_elf_close(&e);
+    close(fd);
+    return rc;
+}
+
+static as_found scan(void) {
+    as_found f;
+    CHECK(scan_n(FILE_SIZE, &WANT, 1, &f) == AS_ELF_OK);
+    return f;
+}
+
+static void add_symbol(uint32_t table, uint64_t va, const char *name, int defined) {
+    Elf64_Ehdr *h = ehdr();
+    Elf64_Shdr *s = (void *)(image + SECTIONS);
+    h->e_shoff = SECTIONS;
+    h->e_shentsize = sizeof *s;
+    h->e_shnum = 3;
+    s[1] = (Elf64_Shdr){.sh_type = table,
+                        .sh_offset = SYMBOLS,
+                        .sh_size = s[1].sh_size + sizeof(Elf64_Sym),
+                        .sh_link = 2,
+                        .sh_entsize = sizeof(Elf64_Sym)};
+    s[2].sh_type = SHT_STRTAB;
+    s[2].sh_offset = NAMES;
+    size_t at = s[2].sh_size ? s[2].sh_size : 1;
+    memcpy(image + NAMES + at, name, strlen(name) + 1);
+    s[2].sh_size = at + strlen(name) + 1;
+    Elf64_Sym *y = (Elf64_Sym *)(void *)(image + SYMBOLS) + s[1].sh_size / sizeof *y - 1;
+    *y = (Elf64_Sym){.st_name = (Elf64_Word)at,
+                     .st_info = ELF64_ST_INFO(STB_GLOBAL, STT_FUNC),
+                     .st_value = va,
+                     .st_shndx = defined ? 1 : SHN_UNDEF};
+}
+
+/* ---- what must be found ---- */
+static void test_symbols(void) {
+    for (int k = 0; k < 2; k++) {
+        begin(ET_DYN, 0, 0x1000);
+        uint64_t other = function(), fn = function();
+        add_symbol(k ? SHT_SYMTAB : SHT_DYNSYM, other, "ssl_log_secret_not", 1);
+        add_symbol(k ? SHT_SYMTAB : SHT_DYNSYM, fn, "ssl_log_secret", 1);
+        as_found f = scan();
+        CHECK(f.how == (k ? AS_HOW_SYMTAB : AS_HOW_DYNSYM) && f.va == fn && f.off == fn - 0x1000);
+    }
+    begin(ET_DYN, 0, 0); /* imported, not defined */
+    add_symbol(SHT_DYNSYM, 0, "ssl_log_secret", 0);
+    CHECK(scan().how == AS_HOW_NONE);
+    begin(ET_DYN, 0, 0); /* two functions of that name */
+    uint64_t one = function(), two = function();
+    add_symbol(SHT_SYMTAB, one, "ssl_log_secret", 1);
+    add_symbol(SHT_SYMTAB, two, "ssl_log_secret", 1);
+    CHECK(scan().how == AS_HOW_NONE);
+    begin(ET_DYN, 0, 0); /* in data, not in code */
+    add_symbol(SHT_DYNSYM, 0x900, "ssl_log_secret", 1);
+    CHECK(scan().how == AS_HOW_NONE);
+}
+
+/* A program with `fn` called behind direct loads of the first two labels, and the third through a variable. */
+static uint64_t make_calls(int type, uint64_t at, uint64_t gap, int absolute) {
+    begin(type, at, gap);
+    uint64_t s[3];
+    for (int i = 0; i < 3; i++)
+        s[i] = string(LABELS[i]);
+    uint64_t fn = function(), helper = function();
+    void (*load)(int, uint64_t) = absolute ? mov_imm : lea;
+    load(6, s[0]);
+    code("\x48\x89\xdf", 3); /* mov rdi, rbx */
+    branch(0xe8, fn);
+    load(0, s[2]); /* mov rax, label: not the argument */
+    branch(0xe8, helper);
+    load(6, s[1]);
+    code("\x48\x83\xc2\x50", 4); /* add rdx, 0x50 */
+    branch(0xe9, fn); /* the last thing that its caller does */
+    return fn;
+}
+
+static void test_xref(void) {
+    uint64_t fn = make_calls(ET_DYN, 0, 0x1000, 0);
+    as_found f = scan();
+    CHECK(f.how == AS_HOW_XREF && f.va == fn && f.off == fn - 0x1000 && f.agree == 3 && f.evidence == 7);
+    fn = make_calls(ET_EXEC, 0x400000, 0x3000, 1);
+    f = scan();
+    CHECK(f.how == AS_HOW_XREF && f.va == fn && f.off == fn - 0x403000);
+    fn = make_calls(ET_EXEC, 0x400000, 0, 0);
+    CHECK(scan().va == fn);
+    make_calls(ET_DYN, 0x400000, 0, 1); /* absolute words mean nothing in a shared object */
+    CHECK(scan().how == AS_HOW_NONE);
+    /* two descriptions with the same labels, one with a register that is never loaded */
+    make_calls(ET_DYN, 0, 0, 0);
+    as_want wants[3] = {WANT, WANT, WANT};
+    wants[1].label_reg = 3;
+    wants[2].label_reg = -1;
+    as_found out[3];
+    CHECK(scan_n(FILE_SIZE, wants, 3, out) == AS_ELF_OK);
+    CHECK(out[0].how == AS_HOW_XREF && out[1].how == AS_HOW_NONE && out[2].how == AS_HOW_XREF && out[2].va == out[0].va);
+}
+
+/* ---- what must not ---- */
+static void test_not_found(void) {
+    begin(ET_DYN, 0, 0);
+    as_found f = scan();
+    CHECK(f.how == AS_HOW_NONE && !f.evidence && strstr(f.reason, "0 of its"));
+    string("CLIENT_RANDOMNESS"); /* not the label */
+    CHECK(!scan().evidence);
+
+    begin(ET_DYN, 0, 0); /* one label is not enough, however often */
+    uint64_t s = string(LABELS[0]), other = string(LABELS[1]), fn = function();
+    for (int i = 0; i < 2; i++) {
+        lea(6, s);
+        branch(0xe8, fn);
+    }
+    f = scan();
+    CHECK(f.how == AS_HOW_NONE && f.evidence == 3 && strstr(f.reason, "two of its key-log labels"));
+
+    lea(6, other); /* the second one leads elsewhere */
+    branch(0xe8, function());
+    CHECK(scan().how == AS_HOW_NONE);
+
+    begin(ET_DYN, 0, 0); /* two functions with equal claims */
+    uint64_t a = string(LABELS[0]), b = string(LABELS[1]), f1 = function(), f2 = function();
+    uint64_t to[4] = {f1, f1, f2, f2};
+    for (int i = 0; i < 4; i++) {
+        lea(6, i & 1 ? b : a);
+        branch(0xe8, to[i]);
+    }
+    f = scan();
+    CHECK(f.how == AS_HOW_NONE && strstr(f.reason, "two functions"));
+
+    begin(ET_DYN, 0, 0); /* an address in the middle of a function: no prologue, not aligned */
+    a = string(LABELS[0]);
+    b = string(LABELS[1]);
+    fn = function() + 3;
+    lea(6, a);
+    branch(0xe8, fn);
+    lea(6, b);
+    branch(0xe8, fn);
+    f = scan();
+    CHECK(f.how == AS_HOW_NONE && strstr(f.reason, "no function's start"));
+
+    make_calls(ET_DYN, 0, 0, 0);
+    ehdr()->e_machine = EM_AARCH64;
+    f = scan();
+    CHECK(f.how == AS_HOW_NONE && f.evidence == 7 && strstr(f.reason, "x86-64"));
+}
+
+static void test_eh_frame_hdr(void) {
+    for (int listed = 0; listed < 2; listed++) {
+        uint64_t fn = make_calls(ET_DYN, 0, 0, 0);
+        int32_t table[] = {0, 0, (int32_t)(fn - 0xc00 + (listed ? 0 : 1)), 0, 0x5000, 0};
+        uint8_t head[12] = {1, 0x1b, 3, 0x3b};
+        head[8] = 3;
+        memcpy(image + 0xc00, head, sizeof head);
+        memcpy(image + 0xc0c, table, sizeof table);
+        ehdr()->e_phnum = 3;
+        *phdr(2) = (Elf64_Phdr){.p_type = PT_GNU_EH_FRAME, .p_offset = 0xc00, .p_vaddr = 0xc00, .p_filesz = 12 + sizeof table};
+        CHECK(scan().how == (listed ? AS_HOW_XREF : AS_HOW_NONE));
+    }
+}
+
+/* Labels, and the words that refer to them, across the ends of the windows in which a file is read. */
+static void test_windows(void) {
+    static uint8_t big[4 * AS_ELF_WINDOW];
+    const size_t text = 2 * AS_ELF_WINDOW - 0x100; /* offset of the executable segment */
+    for (int shift = -48; shift <= 48; shift++) {
+        uint64_t fn = make_calls(ET_DYN, 0, 0, 0);
+        size_t label = AS_ELF_WINDOW + (size_t)(shift - 16), calls = text + AS_ELF_WINDOW - 64 + (size_t)(shift - 64);
+        memset(big, 0, text);
+        memset(big + text, 0x90, sizeof big - text);
+        memcpy(big, image, 0x200);
+        memcpy(big + label, image + RODATA, 0x100);
+        memcpy(big + calls, image + CODE, 0x200);
+        Elf64_Phdr *p = (Elf64_Phdr *)(void *)(big + sizeof(Elf64_Ehdr));
+        p[0].p_filesz = text;
+        p[0].p_vaddr = 0x10000000;
+        p[1].p_offset = text;
+        p[1].p_filesz = sizeof big - text;
+        /* the distance from the code to its labels stays what it was */
+        p[1].p_vaddr = 0x10000000 + label - RODATA + CODE - (calls - text);
+        int fd = file_of(big, sizeof big);
+        as_elf e;
+        as_found f;
+        CHECK(as_elf_scan(&e, fd, &WANT, 1, &f) == AS_ELF_OK);
+        as_elf_close(&e);
+        close(fd);
+        CHECK(f.how == AS_HOW_XREF && f.off == fn - CODE + calls);
+    }
+}
+
+static void test_instructions(void) {
+    static const struct {
+        uint8_t n, kind, b[12];
+    } cases[] = {
+        {5, AS_X86_CALL, {0xe8, 1, 0, 0, 0}},
+        {5, AS_X86_JMP, {0xe9, 1, 0, 0, 0}},
+        {2, AS_X86_JMP, {0xeb, 1}},
+        {1, AS_X86_END, {0xc3}},
+        {2, AS_X86_END, {0x0f, 0x0b}},
+        {2, AS_X86_END, {0xff, 0xd0}}, /* call rax */
+        {6, AS_X86_END, {0xff, 0x25, 0, 0, 0, 0}}, /* jmp [rip] */
+        {4, AS_X86_OTHER, {0xf3, 0x0f, 0x1e, 0xfa}}, /* endbr64 */
+        {7, AS_X86_OTHER, {0x48, 0x8d, 0x35, 0, 0, 0, 0}}, /* lea rsi, [rip] */
+        {10, AS_X86_OTHER, {0x49, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0}}, /* mov r8, imm64 */
+        {4, AS_X86_OTHER, {0x66, 0xb8, 0, 0}}, /* mov ax, imm16 */
+        {9, AS_X86_OTHER, {0x48, 0xc7, 0x44, 0x24, 8, 0, 0, 0, 0}}, /* mov qword [rsp + 8], imm32 */
+        {10, AS_X86_OTHER, {0xf7, 0x83, 0, 0, 0, 0, 1, 0, 0, 0}}, /* test dword [rbx + d32], imm32 */
+        {2, AS_X86_OTHER, {0xf7, 0xd8}}, /* neg eax */
+        {4, AS_X86_OTHER, {0xc5, 0xf8, 0x11, 0x07}}, /* vmovups [rdi], xmm0 */
+        {6, AS_X86_OTHER, {0x62, 0xf1, 0x7c, 0x48, 0x11, 0x07}}, /* vmovups [rdi], zmm0 */
+        {6, AS_X86_OTHER, {0x66, 0x0f, 0x3a, 0x0f, 0xc1, 8}}, /* palignr */
+        {10, AS_X86_OTHER, {0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0}}, /* nop */
+        {6, AS_X86_OTHER, {0x0f, 0x84, 0, 0, 0, 0}}, /* je */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        as_x86 x = {0};
+        for (size_t n = 0; n < cases[i].n; n++)
+            CHECK(!as_x86_decode(cases[i].b, n, &x));
+        CHECK(as_x86_decode(cases[i].b, cases[i].n, &x) && x.len == cases[i].n && x.kind == cases[i].kind);
+    }
+}
+
+/* ---- damage ---- */
+static void check_any(size_t n) {
+    as_found f;
+    int rc = scan_n(n, &WANT, 1, &f);
+    CHECK(rc >= AS_ELF_OK && rc <= AS_ELF_NOMEM);
+    if (rc == AS_ELF_OK)
+        CHECK(f.how == AS_HOW_NONE ? f.reason[0] != 0 : f.off < n);
+}
+
+static uint64_t seed = 1;
+static uint32_t rnd(uint32_t below) {
+    seed = seed * 6364136223846793005ULL + 1442695040888963407ULL;
+    return (uint32_t)(seed >> 33) % below;
+}
+
+static void test_damage(void) {
+    static const uint8_t nasty[] = {0x00, 0x01, 0x7f, 0x80, 0xff};
+    for (size_t n = 0; n < FILE_SIZE; n += n < 0x200 ? 1 : 61) {
+        make_calls(ET_DYN, 0, 0, 0);
+        check_any(n);
+    }
+    for (int round = 0; round < 6000; round++) {
+        uint64_t fn = make_calls(round & 1 ? ET_DYN : ET_EXEC, 0x400000, 0, round & 2);
+        if (round & 4)
+            add_symbol(round & 8 ? SHT_SYMTAB : SHT_DYNSYM, fn, "ssl_log_secret", 1);
+        size_t limit = round % 3 == 0 ? sizeof(Elf64_Ehdr) + 2 * sizeof(Elf64_Phdr) : FILE_SIZE;
+        for (uint32_t k = 0, changes = 1 + rnd(6); k < changes; k++) {
+            size_t at = rnd(4) && round & 4 ? SECTIONS + rnd(0x900) : rnd((uint32_t)limit);
+            image[at] = rnd(2) ? nasty[rnd(sizeof nasty)] : (uint8_t)rnd(256);
+        }
+        check_any(FILE_SIZE);
+    }
+}
+
+static void test_other_files(void) {
+    as_elf e;
+    as_found f;
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    CHECK(as_elf_scan(&e, fd, &WANT, 1, &f) == AS_ELF_NOT_ELF);
+    as_elf_close(&e);
+    close(fd);
+    CHECK(as_elf_scan(&e, -1, &WANT, 1, &f) == AS_ELF_IO && e.err);
+    as_elf_close(&e);
+    make_calls(ET_DYN, 0, 0, 0);
+    ehdr()->e_ident[EI_CLASS] = ELFCLASS32;
+    CHECK(scan_n(FILE_SIZE, &WANT, 1, &f) == AS_ELF_UNSUPPORTED);
+}
+
+int main(void) {
+    test_symbols();
+    test_xref();
+    test_not_found();
+    test_eh_frame_hdr();
+    test_windows();
+    test_instructions();
+    test_damage();
+    test_other_files();
+    printf("%d checks, %d failed\n", checks, failures);
+    return failures != 0;
+}

@@ -81,11 +81,10 @@ class ModelServer:
 
     def environment(self) -> dict[str, str]:
         """This process's environment with what makes clients trust the server and use it: Python, curl, node, the SDKs."""
+        trusting = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         return {
             **os.environ,
-            "SSL_CERT_FILE": str(self.ca),
-            "CURL_CA_BUNDLE": str(self.ca),
-            "NODE_EXTRA_CA_CERTS": str(self.ca),
+            **({} if self.plain else dict.fromkeys(trusting, str(self.ca))),
             "ANTHROPIC_BASE_URL": self.url,
             "ANTHROPIC_API_KEY": "sk-ant-test",
             "OPENAI_BASE_URL": f"{self.url}/v1",

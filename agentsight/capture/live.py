@@ -7,6 +7,7 @@ start. Iterating gives a Batch, or None when nothing came for a moment; after `s
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,7 @@ class LiveSource:
             "stdio_all_fds": o.stdio_all_fds,
             "stdio_max": o.stdio_max_bytes,
             "uid": o.uid,
+            "stdio_exclude": _own_terminals() if o.stdio else [],
             "log_level": o.verbose,
         }
 
@@ -127,10 +129,13 @@ class LiveSource:
             everyone = [p for p in map(procfs.proc, sorted(self._targets.pids)) if p is not None]
         else:
             everyone = [p for p in procfs.all_procs() if p.pid != os.getpid()]
+        uid_wanted = self.options.uid
         for p in everyone:
             if self.child is not None and p.pid == self.child.pid:
                 continue  # it is about to become the command: its exec tells
             uid, gid, ns_pid = procfs.ids(p.pid)
+            if uid_wanted is not None and uid != uid_wanted:
+                continue
             self._capture.snapshot_process(
                 p.pid,
                 ppid=p.ppid,
@@ -254,6 +259,28 @@ class LiveSource:
         if self._capture is not None and not self._ended:
             self._capture.stop()
             self._ended = True
+
+
+def _own_terminals() -> list[tuple[int, int]]:
+    """Device and inode of the pipes and terminals that we print to: what is shown there would be captured and shown again."""
+    found = set()
+    for fd in (0, 1, 2):
+        try:
+            st = os.fstat(fd)
+        except OSError:
+            continue  # closed
+        if stat.S_ISFIFO(st.st_mode) or stat.S_ISCHR(st.st_mode) or stat.S_ISSOCK(st.st_mode):
+            found.add((st.st_dev, st.st_ino))
+    # the terminal of a pipeline's last program, to which we may have no descriptor
+    number = procfs.controlling_terminal()
+    for path in [*Path("/dev/pts").glob("*"), *Path("/dev").glob("tty*")] if number else []:
+        try:
+            st = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISCHR(st.st_mode) and st.st_rdev == number:
+            found.add((st.st_dev, st.st_ino))
+    return sorted(found)
 
 
 def bpf_object() -> bytes:

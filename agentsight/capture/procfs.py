@@ -136,3 +136,11 @@ def cgroup_id(pid: int) -> int:
             except OSError:
                 return 0
     return 0
+
+
+def controlling_terminal() -> int:
+    """Device number of our controlling terminal (field 7 of /proc/self/stat); 0 where there is none."""
+    rest = read("/proc/self/stat", 4096).rpartition(b")")[2].split()
+    number = int(rest[4]) if len(rest) > 4 else 0
+    # the kernel's old encoding: minor in bits 0-7 and 20-31, major in bits 8-15
+    return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00) if number > 0 else 0

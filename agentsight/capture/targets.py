@@ -79,6 +79,7 @@ class Targets:
         options: Options,
         *,
         processes: Callable[[], Iterable[Proc]] = procfs.all_procs,
+        all_pids: Callable[[], Iterable[int]] = procfs.pids,
         own: Iterable[int] = (),
     ) -> None:
         self.pids: set[int] = set()
@@ -86,6 +87,8 @@ class Targets:
         self._options = options
         self._flags = flags_of(options)
         self._processes = processes
+        self._all_pids = all_pids
+        self._others: set[int] = set()  # mode 0: those who are no targets
         self._own = {os.getpid(), *own}
 
     def check(self) -> None:
@@ -123,6 +126,8 @@ class Targets:
         matched: set[str] = set()
         for _ in range(MAX_ROUNDS):
             found = self._look(kernel, names, program, matched)
+            if options.mode == 0:
+                found |= self._add_everyone(kernel)
             if not found:
                 break
         self.waiting = [name for name in options.comms if name not in matched]
@@ -148,6 +153,14 @@ class Targets:
                 self._add(kernel, pid)
                 found = True
         return found
+
+    def _add_everyone(self, kernel: Kernel) -> bool:
+        """Mode 0: of whoever is no target the process events are told. Kernel threads too: they start programs."""
+        new = set(self._all_pids()) - self.pids - self._own - self._others
+        for pid in new:
+            kernel.add_target(pid, PROCESS | FOLLOW, 0)
+        self._others |= new
+        return bool(new)
 
     def _add(self, kernel: Kernel, pid: int) -> None:
         kernel.add_target(pid, self._flags, pid)

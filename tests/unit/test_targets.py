@@ -89,6 +89,17 @@ def test_processes_that_appear_during_the_search_are_found() -> None:
     assert wanted.pids == {10, 11, 12}
 
 
+def test_mode_0_tells_the_processes_of_everyone_else() -> None:
+    kernel = FakeKernel()
+    mine = [Proc(10, 1, "a", 0, False), Proc(11, 10, "b", 0, False)]
+    looks = iter([[1, 2, 10, 11, 30], [1, 2, 10, 11, 30, 31]])
+    last = [1, 2, 10, 11, 30, 31]
+    targets_ = Targets(Options(mode=0, comms=("none-at-all",)), processes=lambda: mine, all_pids=lambda: next(looks, last))
+    targets_.arm(kernel, child=10)
+    assert {pid for pid, flags in kernel.of("target") if flags & IO} == {10, 11}
+    assert {pid for pid, flags in kernel.of("target") if flags == PROCESS | FOLLOW} == {1, 2, 30, 31}
+
+
 def test_we_are_never_our_own_target() -> None:
     me = procfs.proc(os.getpid())
     assert me is not None

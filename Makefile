@@ -65,7 +65,8 @@ tests: ## tests of the installed package (those of the kernel side need root)
 	@pytest tests -q
 
 bench: build ## the benchmarks, each against a named peer (root)
-	@bench/run.sh
+	@python bench/http/bench.py
+	@python bench/load/run.py
 
 clean: ## remove what was built (.venv and libbpf's sources stay)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,10 +23,18 @@ def require(arguments: list[str]) -> None:
         raise CaptureError(f"kernel {release} is too old: 5.15 or newer is needed (replay works everywhere)")
     missing = missing_capabilities()
     if missing:
-        command = shlex.join(["sudo", sys.executable, "-m", "agentsight", *arguments])
+        command = shlex.join(["sudo", *_ourselves(), *arguments])
         raise CaptureError(f"no rights to watch ({', '.join(missing)} missing): run as root: {command}")
     if not os.path.exists("/sys/kernel/btf/vmlinux"):
         raise CaptureError("this kernel has no BTF (/sys/kernel/btf/vmlinux): use one built with CONFIG_DEBUG_INFO_BTF=y")
+
+
+def _ourselves() -> list[str]:
+    """How this very installation is started: a virtual environment is not on sudo's path."""
+    script = os.path.abspath(sys.argv[0])
+    if os.path.basename(script) == "agentsight" and os.access(script, os.X_OK):
+        return [script]
+    return [sys.executable, "-P", "-m", "agentsight"]  # -P: no modules from the current directory
 
 
 def kernel_version(release: str) -> tuple[int, int]:

@@ -198,7 +198,7 @@ def test_no_rights_gives_the_command_to_type(monkeypatch: pytest.MonkeyPatch, ca
     assert main(["trace", "-c", "a b"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"sudo {sys.executable} -m agentsight trace -c 'a b'" in said
+    assert f"sudo {sys.executable} -P -m agentsight trace -c 'a b'" in said
 
 
 def test_an_old_kernel_and_one_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from agentsight.events import (
     StdioEvent,
 )
 
-REASONS = ("", "no-secret", "missing", "unsupported", "bad-tag", "not-a-record", "waited-too-long")
+REASONS = ("", "no-secret", "missing", "unsupported", "bad-tag", "not-a-record", "waited-too-long", "early-data-refused")
 DROPS = ("data", "stdio", "secret", "process", "connection", "arena")
 FLAGS = (
     (0x1, "head-truncated"), (0x2, "body-missing"), (0x4, "body-cut"), (0x8, "body-limit"), (0x10, "decode-error"),
@@ -412,7 +412,7 @@ cdef class Decoder:
 cdef dict _closed(const as_conn_account *a):
     cdef int r
     out = {}
-    for r in range(1, 7):
+    for r in range(1, len(REASONS)):
         if a.tls_closed[r]:
             out[REASONS[r]] = a.tls_closed[r]
     return out

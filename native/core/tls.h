@@ -20,7 +20,7 @@ typedef struct as_keyring_stats {
 } as_keyring_stats;
 
 as_keyring *as_keyring_new(size_t max_secrets, uint64_t ttl_ns); /* NULL: no memory, or libcrypto lacks the ciphers */
-void as_keyring_free(as_keyring *k);                             /* after every as_tls made with it; one thread at a time */
+void as_keyring_free(as_keyring *k); /* after every as_tls made with it; one thread at a time */
 void as_keyring_add(as_keyring *k, const struct as_secret *rec);
 void as_keyring_expire(as_keyring *k, uint64_t now); /* forget secrets older than the ttl that no open connection holds */
 void as_keyring_stats_get(const as_keyring *k, as_keyring_stats *out);
@@ -31,15 +31,16 @@ void as_keyring_relate(as_keyring *k, uint32_t tgid, uint32_t parent);
 typedef struct as_tls as_tls;
 
 enum as_tls_reason { /* why application bytes stay closed */
-    AS_TLS_OK = 0,
-    AS_TLS_NO_SECRET = 1,   /* no secret of its processes opens it (no probe on that stack, or joined late) */
-    AS_TLS_MISSING = 2,     /* part of the record was never captured */
-    AS_TLS_UNSUPPORTED = 3, /* cipher suite or version that we do not open */
-    AS_TLS_BAD_TAG = 4,     /* had the key, tag did not verify */
-    AS_TLS_NOT_RECORD = 5,  /* no TLS record where one had to begin */
-    AS_TLS_LIMIT = 6,       /* more bytes waited for a secret than allowed */
-    AS_TLS_REJECTED = 7,    /* early data that the server refused: never delivered, the client sends it again (no gap is told) */
-    AS_TLS_REASONS = 8,
+                     AS_TLS_OK = 0,
+                     AS_TLS_NO_SECRET = 1, /* no secret of its processes opens it (no probe on that stack, or joined late) */
+                     AS_TLS_MISSING = 2, /* part of the record was never captured */
+                     AS_TLS_UNSUPPORTED = 3, /* cipher suite or version that we do not open */
+                     AS_TLS_BAD_TAG = 4, /* had the key, tag did not verify */
+                     AS_TLS_NOT_RECORD = 5, /* no TLS record where one had to begin */
+                     AS_TLS_LIMIT = 6, /* more bytes waited for a secret than allowed */
+                     AS_TLS_REJECTED =
+                         7, /* early data that the server refused: never delivered, the client sends it again (no gap is told) */
+                     AS_TLS_REASONS = 8,
 };
 
 typedef struct as_tls_info {
@@ -48,19 +49,20 @@ typedef struct as_tls_info {
     int client_flow; /* flow that sent the ClientHello, -1 unknown */
     int resumed, hello_retry, early_data; /* early_data: the server accepted it */
     char sni[256];
-    char alpn[32];         /* selected by the server; "" unknown or none */
+    char alpn[32]; /* selected by the server; "" unknown or none */
     char alpn_offered[96]; /* what the client offered, comma separated, cut at the end */
     uint64_t ts_client_hello, ts_finished; /* ns; 0 unknown */
 } as_tls_info;
 
-typedef struct as_tls_flow_stats { /* bytes of the flow at the TCP level; seen == handshake + opened + sum(closed) + waiting, always */
-    uint64_t seen;                      /* ciphertext bytes fed, record headers included */
-    uint64_t handshake;                 /* of them: handshake, alerts, ChangeCipherSpec: no application data */
-    uint64_t opened;                    /* application records opened, wire size */
-    uint64_t plain;                     /* application bytes they gave */
-    uint64_t closed[AS_TLS_REASONS];    /* application records not opened, wire size, by reason */
-    uint64_t waiting;                   /* held now: waiting for a secret, or the beginning of a record; 0 after as_tls_flush */
-    uint64_t missing;                   /* holes told by as_tls_gap (in addition to seen) */
+typedef struct
+    as_tls_flow_stats { /* bytes of the flow at the TCP level; seen == handshake + opened + sum(closed) + waiting, always */
+    uint64_t seen; /* ciphertext bytes fed, record headers included */
+    uint64_t handshake; /* of them: handshake, alerts, ChangeCipherSpec: no application data */
+    uint64_t opened; /* application records opened, wire size */
+    uint64_t plain; /* application bytes they gave */
+    uint64_t closed[AS_TLS_REASONS]; /* application records not opened, wire size, by reason */
+    uint64_t waiting; /* held now: waiting for a secret, or the beginning of a record; 0 after as_tls_flush */
+    uint64_t missing; /* holes told by as_tls_gap (in addition to seen) */
     uint64_t records_opened, records_closed;
     uint32_t key_updates;
 } as_tls_flow_stats;
@@ -71,16 +73,16 @@ typedef struct as_tls_sink {
     void (*plain)(void *u, int flow, const uint8_t *data, size_t n, const as_meta *m);
     /* n ciphertext bytes stay closed or were missing; what follows in this flow does not join what came before */
     void (*gap)(void *u, int flow, uint64_t n, enum as_tls_reason reason, const as_meta *m);
-    void (*handshake)(void *u, const as_tls_info *info, const as_meta *m); /* once, when both Finished were seen or application data opened, and the
-                                                                             * names are known; early data comes before it */
+    /* Once: both Finished were seen or application data opened, and the messages with the names came. Early data precedes it. */
+    void (*handshake)(void *u, const as_tls_info *info, const as_meta *m);
     /* Once per flow: close_notify, or the TCP end (as_tls_eof) after everything that waited before it. */
     void (*eof)(void *u, int flow, const as_meta *m);
 } as_tls_sink;
 
 typedef struct as_tls_opts {
     size_t max_wait_bytes; /* per connection, ciphertext held while its secret is awaited (0: 4 MiB) */
-    uint64_t max_wait_ns;  /* and for how long (0: 5 s) */
-    uint32_t max_trials;   /* AEAD trials for each key that is looked for, and after each hole (0: 4096) */
+    uint64_t max_wait_ns; /* and for how long (0: 5 s) */
+    uint32_t max_trials; /* AEAD trials for each key that is looked for, and after each hole (0: 4096) */
 } as_tls_opts;
 
 as_tls *as_tls_new(as_keyring *k, const as_tls_sink *sink, void *user, const as_tls_opts *opts);
@@ -92,13 +94,14 @@ int as_tls_sniff(const uint8_t *p, size_t n, int late);
 
 void as_tls_feed(as_tls *t, int flow, const uint8_t *data, size_t n, const as_meta *m);
 void as_tls_gap(as_tls *t, int flow, uint64_t n, const as_meta *m); /* n bytes of the stream were not captured */
-void as_tls_eof(as_tls *t, int flow, const as_meta *m);             /* TCP end of that direction */
-void as_tls_flush(as_tls *t, const as_meta *m);                     /* the end: what waits is counted as closed */
+void as_tls_eof(as_tls *t, int flow, const as_meta *m); /* TCP end of that direction */
+void as_tls_flush(as_tls *t, const as_meta *m); /* the end: what waits is counted as closed */
 
-int as_tls_waiting(const as_tls *t);                 /* holds records that wait for a secret */
-void as_tls_retry(as_tls *t, const as_meta *m);      /* secrets of its processes arrived: try what waits */
-void as_tls_tick(as_tls *t, const as_meta *m);       /* time went on: give up what waited too long */
-void as_tls_touch(as_tls *t, uint32_t tgid, uint32_t tid); /* this process has touched the connection: its secrets are candidates */
+int as_tls_waiting(const as_tls *t); /* holds records that wait for a secret */
+void as_tls_retry(as_tls *t, const as_meta *m); /* secrets of its processes arrived: try what waits */
+void as_tls_tick(as_tls *t, const as_meta *m); /* time went on: give up what waited too long */
+void as_tls_touch(as_tls *t, uint32_t tgid,
+                  uint32_t tid); /* this process has touched the connection: its secrets are candidates */
 void as_tls_stats_get(const as_tls *t, int flow, as_tls_flow_stats *out);
 const as_tls_info *as_tls_info_get(const as_tls *t);
 

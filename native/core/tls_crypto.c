@@ -74,8 +74,8 @@ void as_crypto_free(as_crypto *c) {
 }
 
 /* HMAC over up to two parts. out: hash_len bytes. */
-static int hmac(as_crypto *c, int hash, const uint8_t *key, size_t klen, const uint8_t *a, size_t an, const uint8_t *b,
-                size_t bn, uint8_t *out) {
+static int hmac(as_crypto *c, int hash, const uint8_t *key, size_t klen, const uint8_t *a, size_t an, const uint8_t *b, size_t bn,
+                uint8_t *out) {
     size_t n = 0;
     return EVP_MAC_init(c->mac[hash], key, klen, NULL) && EVP_MAC_update(c->mac[hash], a, an) &&
            (!bn || EVP_MAC_update(c->mac[hash], b, bn)) && EVP_MAC_final(c->mac[hash], out, &n, 48);
@@ -196,8 +196,8 @@ long as_aead_open(as_aead *a, uint64_t seq, const uint8_t *rec, size_t total, ui
     uint8_t tag[TAG]; /* the control call takes a pointer to non-const */
     memcpy(tag, ct + n, TAG);
     if (!EVP_DecryptInit_ex2(a->ctx, NULL, NULL, nonce, NULL) || !EVP_DecryptUpdate(a->ctx, NULL, &k, aad, (int)naad) ||
-        (n && !EVP_DecryptUpdate(a->ctx, out, &k, ct, (int)n)) ||
-        !EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, TAG, tag) || EVP_DecryptFinal_ex(a->ctx, out + n, &end) <= 0)
+        (n && !EVP_DecryptUpdate(a->ctx, out, &k, ct, (int)n)) || !EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, TAG, tag) ||
+        EVP_DecryptFinal_ex(a->ctx, out + n, &end) <= 0)
         return -1;
     return (long)n;
 }

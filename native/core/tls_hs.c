@@ -64,8 +64,7 @@ void as_tell_handshake(as_tls *t, const as_meta *m, int now) {
         return;
     if (!t->info.ts_finished)
         t->info.ts_finished = m->ts;
-    if (!now && t->sh_seen && !t->hello_lost &&
-        (!t->ch_seen || (t->info.version == 0x0304 && !t->ee_seen && !t->ee_lost)))
+    if (!now && t->sh_seen && !t->hello_lost && (!t->ch_seen || (t->info.version == 0x0304 && !t->ee_seen && !t->ee_lost)))
         return;
     t->told = 1;
     if (t->sink.handshake)
@@ -223,7 +222,9 @@ static void message(as_tls *t, as_flow *f, uint8_t type, cur c, const as_meta *m
     }
 }
 
-static int wanted(uint8_t type) { return type == M_CLIENT_HELLO || type == M_SERVER_HELLO || type == M_ENC_EXT; }
+static int wanted(uint8_t type) {
+    return type == M_CLIENT_HELLO || type == M_SERVER_HELLO || type == M_ENC_EXT;
+}
 
 void as_hs_reset(as_hs *h) {
     free(h->body);

@@ -4,11 +4,13 @@
  *
  * Order of the files, each using only those before it:
  *   tls_crypto.c  cipher suites, key derivation, AEAD (libcrypto)
- *   tls_keys.c    the keyring: secrets by process, thread, client random and group
+ *   tls_keys.c    the keyring: secrets by process, thread, client random and group (structures: tls_keys.h)
+ *   tls_find.c    the keyring: candidates for a connection
  *   tls_match.c   finding the secret and the record number that open a record, by trying
  *   tls_hs.c      handshake messages: hellos, EncryptedExtensions, Finished, KeyUpdate
  *   tls_rec.c     one whole record in the state of its flow
- *   tls.c         the streams: cutting records, holding what waits, holes, time, accounts
+ *   tls_flow.c    one flow: cutting records, holding what waits, holes, accounts
+ *   tls.c         the contract: both flows, time, bounds
  */
 #ifndef AS_TLS_INT_H
 #define AS_TLS_INT_H
@@ -123,13 +125,13 @@ void as_buf_put(as_keyring *k, uint8_t *b);
 
 /* ---- the connection ---- */
 enum as_phase { /* of one flow */
-    AS_P_PLAIN, /* handshake in the clear */
-    AS_P_EARLY, /* 1.3 client: early data may come */
-    AS_P_HS,    /* 1.3: handshake keys */
-    AS_P_APP,   /* 1.3: application keys */
-    AS_P_ENC12, /* 1.2: behind ChangeCipherSpec */
-    AS_P_DARK,  /* a suite or version that we do not open */
-    AS_P_DEAD,  /* no records any more */
+                AS_P_PLAIN, /* handshake in the clear */
+                AS_P_EARLY, /* 1.3 client: early data may come */
+                AS_P_HS,    /* 1.3: handshake keys */
+                AS_P_APP,   /* 1.3: application keys */
+                AS_P_ENC12, /* 1.2: behind ChangeCipherSpec */
+                AS_P_DARK,  /* a suite or version that we do not open */
+                AS_P_DEAD,  /* no records any more */
 };
 
 typedef struct as_seg { /* held bytes by the call that brought them, or a hole */
@@ -194,12 +196,16 @@ struct as_tls {
     size_t held;
 };
 
-static inline int as_flow_no(const as_tls *t, const as_flow *f) { return (int)(f - t->f); }
+static inline int as_flow_no(const as_tls *t, const as_flow *f) {
+    return (int)(f - t->f);
+}
 /* 0 client, 1 server, -1 unknown */
 static inline int as_role(const as_tls *t, const as_flow *f) {
     return t->info.client_flow < 0 ? -1 : as_flow_no(t, f) != t->info.client_flow;
 }
-static inline uint32_t as_be16(const uint8_t *p) { return (uint32_t)p[0] << 8 | p[1]; }
+static inline uint32_t as_be16(const uint8_t *p) {
+    return (uint32_t)p[0] << 8 | p[1];
+}
 static inline uint64_t as_be64(const uint8_t *p) {
     uint64_t v = 0;
     for (int i = 0; i < 8; i++)
@@ -209,8 +215,10 @@ static inline uint64_t as_be64(const uint8_t *p) {
 
 /* tls_match.c */
 int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi);
-int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo,
-             uint64_t hi, uint64_t *seq);
+int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
+             uint64_t *seq);
+int as_range_next(as_tls *t, as_flow *f, const as_suite *s, const as_cell *from, const uint8_t *rec, size_t total, uint64_t hi,
+                  as_cell *to, uint64_t *seq, uint32_t *updates);
 uint32_t as_labels(const as_tls *t, const as_flow *f, enum as_phase phase);
 int as_set_key(as_tls *t, as_flow *f, const as_suite *s, const as_cell *cell);
 void as_drop_key(as_tls *t, as_flow *f);
@@ -228,7 +236,15 @@ void as_tell_handshake(as_tls *t, const as_meta *m, int now);
 /* p: a whole record of `total` bytes, `avail` >= total bytes in all. Gives bytes consumed or AS_R_*. */
 long as_record(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size_t avail, const as_meta *m);
 
-/* tls.c */
+/* tls_flow.c */
+size_t as_cost(const as_flow *f); /* memory that is held */
+int as_hold(as_flow *f, const uint8_t *p, uint64_t n, int gap, const as_meta *m);
+/* One step at p, n > 0: bytes dealt with, AS_R_MORE, AS_R_BLOCK. */
+long as_step(as_tls *t, as_flow *f, const uint8_t *p, size_t n, const as_meta *m);
+void as_run_held(as_tls *t, as_flow *f);
+void as_finish(as_tls *t, as_flow *f, const as_meta *m);
+void as_lose_sync(as_flow *f, uint64_t lost, enum as_tls_reason why);
+void as_tell_gap(as_tls *t, as_flow *f, uint64_t n, enum as_tls_reason why, const as_meta *m);
 void as_shut(as_tls *t, as_flow *f, uint64_t n, enum as_tls_reason why, const as_meta *m); /* bytes stay closed */
 void as_tell_eof(as_tls *t, as_flow *f, const as_meta *m);
 

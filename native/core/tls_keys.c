@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The keyring: every TLS secret that probes saw, until a connection takes it or it grows old. Found by client random, by
+ * The keyring: every TLS secret that probes saw, until a connection takes it or it grows old. Found (tls_find.c) by client random, by
  * group (one connection's secrets share the probed function's first argument) and, newest first, by thread and by process;
  * each index is a hash, so nothing here walks the whole ring. Secrets lie in locked memory that core dumps leave out, and
  * are zeroed when dropped. Bounded: at max_secrets the oldest goes, those of open connections last.
@@ -13,93 +13,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "agentsight.h"
-#include "tls_int.h"
+#include "tls_keys.h"
 
 #define CELL_SIZE 128
 #define CHUNK_CELLS 256
-#define RELATIONS 4096 /* direct-mapped: a colliding pair replaces the older one */
-#define CHILDREN 8
-#define NBUF 4
 
 _Static_assert(sizeof(as_cell) <= CELL_SIZE, "a cell holds a secret and its keys");
-#define OF(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))
-
-struct as_group {
-    as_hl h;
-    uint64_t id;
-    uint32_t tgid, claims, n;
-    uint8_t by_random, hashed;
-    uint8_t random[32];
-    as_node entries;
-};
-
-struct as_owner { /* a process (tid 0) or a thread with unmatched secrets */
-    as_hl h;
-    uint32_t tgid, tid, n;
-    as_node list[AS_NLABEL]; /* newest first */
-};
-
-typedef struct chunk {
-    struct chunk *next;
-} chunk;
-
-struct as_keyring {
-    as_crypto c;
-    size_t max, n, mask;
-    uint64_t ttl, serial, stamp;
-    as_keyring_stats st;
-    as_node age, held; /* oldest first: nobody's; of groups that an open connection claims */
-    as_hl **by_secret, **by_random, **groups, **owners;
-    chunk *chunks;
-    void *free_cells;
-    struct {
-        uint32_t tgid, parent;
-    } up[RELATIONS];
-    struct {
-        uint32_t parent, child[CHILDREN], next;
-    } down[RELATIONS];
-    uint8_t *buf[NBUF];
-    size_t nbuf;
-};
-
-/* ---- lists ---- */
-static void list_init(as_node *h) { h->prev = h->next = h; }
-static void list_add(as_node *h, as_node *n) { /* behind h; with h->prev: at the tail */
-    n->prev = h;
-    n->next = h->next;
-    h->next->prev = n;
-    h->next = n;
-}
-static void list_del(as_node *n) {
-    if (!n->next)
-        return;
-    n->prev->next = n->next;
-    n->next->prev = n->prev;
-    n->prev = n->next = NULL;
-}
-static void hl_add(as_hl **b, as_hl *n) {
-    n->next = *b;
-    n->pprev = b;
-    if (*b)
-        (*b)->pprev = &n->next;
-    *b = n;
-}
-static void hl_del(as_hl *n) {
-    if (!n->pprev)
-        return;
-    *n->pprev = n->next;
-    if (n->next)
-        n->next->pprev = n->pprev;
-    n->next = NULL;
-    n->pprev = NULL;
-}
-static uint64_t mix(uint64_t a, uint64_t b) {
-    a = (a ^ (b + 0x9e3779b97f4a7c15u + (a << 6) + (a >> 2))) * 0xff51afd7ed558ccdu;
-    a = (a ^ (a >> 33)) * 0xc4ceb9fe1a85ec53u;
-    return a ^ (a >> 29);
-}
-static uint64_t hash_bytes(const uint8_t *p) { return mix(mix(as_be64(p), as_be64(p + 8)), as_be64(p + 16)); }
 
 /* ---- locked memory ---- */
 static int more_cells(as_keyring *k) {
@@ -137,7 +56,9 @@ void as_cell_free(as_keyring *k, as_cell *c) {
     k->free_cells = c;
 }
 
-uint8_t *as_buf_get(as_keyring *k) { return k->nbuf ? k->buf[--k->nbuf] : malloc(AS_BUF_SIZE); }
+uint8_t *as_buf_get(as_keyring *k) {
+    return k->nbuf ? k->buf[--k->nbuf] : malloc(AS_BUF_SIZE);
+}
 void as_buf_put(as_keyring *k, uint8_t *b) {
     if (k->nbuf < NBUF)
         k->buf[k->nbuf++] = b;
@@ -169,20 +90,9 @@ as_keyring *as_keyring_new(size_t max_secrets, uint64_t ttl_ns) {
     return k;
 }
 
-static as_hl **bucket(const as_keyring *k, as_hl **table, uint64_t h) { return &table[h & k->mask]; }
-
 /* ---- owners and groups ---- */
-static as_owner *owner_find(const as_keyring *k, uint32_t tgid, uint32_t tid) {
-    for (as_hl *h = *bucket(k, k->owners, mix(tgid, tid)); h; h = h->next) {
-        as_owner *o = OF(h, as_owner, h);
-        if (o->tgid == tgid && o->tid == tid)
-            return o;
-    }
-    return NULL;
-}
-
 static as_owner *owner_get(as_keyring *k, uint32_t tgid, uint32_t tid) {
-    as_owner *o = owner_find(k, tgid, tid);
+    as_owner *o = as_owner_find(k, tgid, tid);
     if (o || !(o = calloc(1, sizeof *o)))
         return o;
     o->tgid = tgid;
@@ -218,8 +128,7 @@ static as_group *group_get(as_keyring *k, uint32_t tgid, uint64_t id, const uint
     as_hl **b = bucket(k, k->groups, group_hash(tgid, id, random));
     for (as_hl *h = *b; h; h = h->next) {
         as_group *g = OF(h, as_group, h);
-        if (g->tgid != tgid || g->by_random != (random != NULL) ||
-            (random ? memcmp(g->random, random, 32) != 0 : g->id != id))
+        if (g->tgid != tgid || g->by_random != (random != NULL) || (random ? memcmp(g->random, random, 32) != 0 : g->id != id))
             continue;
         int has = 0;
         for (as_node *i = g->entries.next; i != &g->entries; i = i->next)
@@ -284,8 +193,12 @@ void as_keyring_free(as_keyring *k) {
 
 static int label_of(const uint8_t *s, size_t n) {
     static const char *const names[AS_NLABEL] = {
-        "CLIENT_EARLY_TRAFFIC_SECRET", "CLIENT_HANDSHAKE_TRAFFIC_SECRET", "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-        "CLIENT_TRAFFIC_SECRET_0",     "SERVER_TRAFFIC_SECRET_0",         "CLIENT_RANDOM",
+        "CLIENT_EARLY_TRAFFIC_SECRET",
+        "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+        "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+        "CLIENT_TRAFFIC_SECRET_0",
+        "SERVER_TRAFFIC_SECRET_0",
+        "CLIENT_RANDOM",
         "TRAFFIC_SECRET", /* one of the five above, not told which */
     };
     for (int i = 0; i < AS_NLABEL; i++)
@@ -360,111 +273,19 @@ void as_keyring_expire(as_keyring *k, uint64_t now) {
     }
 }
 
-void as_keyring_stats_get(const as_keyring *k, as_keyring_stats *out) { *out = k->st; }
-
-void as_keyring_relate(as_keyring *k, uint32_t tgid, uint32_t parent) {
-    if (!tgid || !parent || tgid == parent)
-        return;
-    size_t i = mix(tgid, 0) % RELATIONS, j = mix(parent, 0) % RELATIONS;
-    k->up[i].tgid = tgid;
-    k->up[i].parent = parent;
-    if (k->down[j].parent != parent)
-        memset(&k->down[j], 0, sizeof k->down[j]);
-    k->down[j].parent = parent;
-    for (int c = 0; c < CHILDREN; c++)
-        if (k->down[j].child[c] == tgid)
-            return;
-    k->down[j].child[k->down[j].next++ % CHILDREN] = tgid;
+void as_keyring_stats_get(const as_keyring *k, as_keyring_stats *out) {
+    *out = k->st;
 }
 
-as_crypto *as_keyring_crypto(as_keyring *k) { return &k->c; }
-uint64_t as_keyring_serial(const as_keyring *k) { return k->serial; }
+as_crypto *as_keyring_crypto(as_keyring *k) {
+    return &k->c;
+}
+uint64_t as_keyring_serial(const as_keyring *k) {
+    return k->serial;
+}
 void as_keyring_count(as_keyring *k, uint64_t trials, uint64_t cap_hits) {
     k->st.trials += trials;
     k->st.trial_cap_hits += cap_hits;
-}
-
-/* ---- looking for candidates ---- */
-typedef struct walk {
-    as_keyring *k;
-    const as_query *q;
-    int (*fn)(void *, as_entry *);
-    void *u;
-    as_entry *found;
-} walk;
-
-static int consider(walk *w, as_entry *e) { /* non-zero: end of the search */
-    if (e->stamp == w->k->stamp || !(w->q->labels & AS_LB(e->label)) || e->serial <= w->q->after)
-        return 0;
-    e->stamp = w->k->stamp;
-    if (w->q->random && e->has_random && memcmp(e->random, w->q->random, 32) != 0)
-        return 0;
-    int r = w->fn(w->u, e);
-    if (r > 0)
-        w->found = e;
-    return r;
-}
-
-static int walk_owner(walk *w, uint32_t tgid, uint32_t tid) {
-    as_owner *o = owner_find(w->k, tgid, tid);
-    for (int l = 0; o && l < AS_NLABEL; l++) {
-        if (!(w->q->labels & AS_LB(l)))
-            continue;
-        for (as_node *i = o->list[l].next; i != &o->list[l]; i = i->next) {
-            as_entry *e = tid ? OF(i, as_entry, bythread) : OF(i, as_entry, byproc);
-            if (e->serial <= w->q->after)
-                break; /* newest first */
-            if (consider(w, e))
-                return 1;
-        }
-    }
-    return 0;
-}
-
-static void walk_all(walk *w) {
-    const as_query *q = w->q;
-    const as_keyring *k = w->k;
-    if (q->random)
-        for (as_hl *h = *bucket(k, k->by_random, hash_bytes(q->random)), *next; h; h = next) {
-            as_entry *e = OF(h, as_entry, hrandom);
-            next = h->next;
-            if (memcmp(e->random, q->random, 32) == 0 && consider(w, e))
-                return;
-        }
-    for (size_t g = 0; g < q->ngroups; g++)
-        for (as_node *i = q->groups[g]->entries.next; i != &q->groups[g]->entries; i = i->next)
-            if (consider(w, OF(i, as_entry, ingroup)))
-                return;
-    for (size_t t = 0; t < q->ntouch; t++)
-        if (q->touch[t].tid && walk_owner(w, q->touch[t].tgid, q->touch[t].tid))
-            return;
-    for (size_t t = 0; t < q->ntouch; t++)
-        if (walk_owner(w, q->touch[t].tgid, 0))
-            return;
-    for (size_t t = 0; t < q->ntouch; t++) {
-        uint32_t p = q->touch[t].tgid;
-        size_t j = mix(p, 0) % RELATIONS;
-        for (int c = 0; c < CHILDREN && k->down[j].parent == p; c++)
-            if (k->down[j].child[c] && walk_owner(w, k->down[j].child[c], 0))
-                return;
-        for (int up = 0; up < 4; up++) {
-            size_t i = mix(p, 0) % RELATIONS;
-            if (k->up[i].tgid != p || !p)
-                break;
-            p = k->up[i].parent;
-            if (walk_owner(w, p, 0))
-                return;
-        }
-    }
-}
-
-as_entry *as_keyring_find(as_keyring *k, const as_query *q, int (*fn)(void *, as_entry *), void *u) {
-    walk w = {k, q, fn, u, NULL};
-    if (q->after >= k->serial)
-        return NULL;
-    k->stamp++;
-    walk_all(&w);
-    return w.found;
 }
 
 /* A connection was opened by e: it is nobody else's candidate any more, its group is kept as long as the connection lives,

@@ -9,7 +9,8 @@
 
 #include "tls_int.h"
 
-#define FEW 64
+#define FEW 64    /* record numbers tried where the likelihood is small */
+#define UPDATES 4 /* KeyUpdates that one hole may hide */
 
 typedef struct trial {
     as_tls *t;
@@ -17,9 +18,12 @@ typedef struct trial {
     const uint8_t *rec;
     size_t total;
     uint64_t lo, hi;
+    uint32_t labels;
     /* what opened it */
     const as_suite *suite;
-    as_cell *cell; /* scratch for TLS 1.2 */
+    as_cell *cell;      /* scratch: TLS 1.2, and keys after KeyUpdates that were lost */
+    const as_cell *key; /* the one */
+    uint32_t updates;
     uint64_t seq;
 } trial;
 
@@ -49,8 +53,8 @@ static int spend(as_tls *t, as_flow *f) { /* 0: no trial left */
 
 /* Does the key open the record with a number in lo..hi? The nearest are tried upwards; AES-GCM of 1.3 tells the number
  * itself. `a` must be keyed with `cell`. */
-int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo,
-             uint64_t hi, uint64_t *seq) {
+int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
+             uint64_t *seq) {
     uint8_t *out = as_buf_get(t->k);
     uint64_t s;
     int ok = 0;
@@ -88,6 +92,40 @@ int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8
     return ok;
 }
 
+/* The same for the keys that follow `from` by KeyUpdates which were lost; `to` becomes the one that opens. */
+int as_range_next(as_tls *t, as_flow *f, const as_suite *s, const as_cell *from, const uint8_t *rec, size_t total, uint64_t hi,
+                  as_cell *to, uint64_t *seq, uint32_t *updates) {
+    as_crypto *c = as_keyring_crypto(t->k);
+    if (s->aead == AS_CHACHA && hi > FEW)
+        hi = FEW;
+    for (uint32_t gen = 1; gen <= UPDATES; gen++, from = to)
+        if (as_derive_next13(c, s, from, to) || as_aead_set(c, &c->trial[s->aead], s, to))
+            return 0;
+        else if (as_range(t, f, to, &c->trial[s->aead], rec, total, 0, hi, seq)) {
+            *updates = gen;
+            return 1;
+        }
+    return 0;
+}
+
+/* A secret of unknown name opened the record: is it the one that is looked for? Under handshake keys there is no application
+ * data; under the early key there is nothing else until EndOfEarlyData. */
+static int fits(const trial *x, as_aead *a) {
+    uint8_t *out = as_buf_get(x->t->k);
+    int hs = (x->labels & (AS_LB(AS_L_CH) | AS_LB(AS_L_SH))) != 0, early = (x->labels & AS_LB(AS_L_CE)) != 0, ok = 1;
+    long n = out ? as_aead_open(a, x->seq, x->rec, x->total, out) : -1;
+    while (n > 0 && !out[n - 1])
+        n--;
+    int data = n > 0 && out[n - 1] == 23;
+    if (hs)
+        ok = n > 0 && !data;
+    else if (early)
+        ok = data || (n > 1 && out[n - 1] == 22 && out[0] == 5);
+    if (out)
+        as_buf_put(x->t->k, out);
+    return ok;
+}
+
 static int try_entry(void *u, as_entry *e) {
     trial *x = u;
     as_tls *t = x->t;
@@ -122,8 +160,17 @@ static int try_entry(void *u, as_entry *e) {
         else if ((s->aead == AS_CHACHA || !s->v13) && hi > x->lo + FEW)
             hi = x->lo + FEW; /* its number has to be searched: do not spend everything on one stranger */
         x->suite = s;
-        if (as_range(t, x->f, cell, &c->trial[s->aead], x->rec, x->total, x->lo, hi, &x->seq))
+        x->key = cell;
+        if (as_range(t, x->f, cell, &c->trial[s->aead], x->rec, x->total, x->lo, hi, &x->seq)) {
+            if (e->label != AS_L_ANY || fits(x, &c->trial[s->aead]))
+                return 1;
+            continue;
+        }
+        if (direct && x->hi > x->lo && AS_LB(e->label) & (AS_LB(AS_L_CA) | AS_LB(AS_L_SA)) &&
+            as_range_next(t, x->f, s, cell, x->rec, x->total, hi, x->cell, &x->seq, &x->updates)) {
+            x->key = x->cell;
             return 1;
+        }
         if (direct)
             x->f->trials = before;
     }
@@ -165,26 +212,26 @@ int as_next_key(as_tls *t, as_flow *f) {
 
 /* Looks for a secret with one of `labels` that opens rec with a record number in lo..hi; takes it as the flow's key.
  * 1 found (f->seq is the record's number), 0 not. */
-int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo,
-             uint64_t hi) {
+int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi) {
     uint64_t serial = as_keyring_serial(t->k);
     if (mark->gen != t->gen || mark->labels != labels)
         mark->serial = 0;
     if (mark->serial >= serial)
         return 0;
     as_query q = {labels, mark->serial, t->have_cr ? t->cr : NULL, t->claim, t->nclaim, t->touch, t->ntouch};
-    trial x = {.t = t, .f = f, .rec = rec, .total = total, .lo = lo, .hi = hi};
-    if (labels & AS_LB(AS_L_MASTER))
-        x.cell = as_cell_new(t->k);
+    trial x = {.t = t, .f = f, .rec = rec, .total = total, .lo = lo, .hi = hi, .labels = labels};
+    if (!(x.cell = as_cell_new(t->k)))
+        return 0;
     as_entry *e = as_keyring_find(t->k, &q, try_entry, &x);
     mark->serial = serial;
     mark->gen = t->gen;
     mark->labels = labels;
-    int ok = e && as_set_key(t, f, x.suite, x.suite->v13 ? e->cell : x.cell) == 0;
+    int ok = e && as_set_key(t, f, x.suite, x.key) == 0;
     as_cell_free(t->k, x.cell);
     if (!ok)
         return 0;
     f->seq = x.seq;
+    f->st.key_updates += x.updates;
     f->trials = 0;
     f->cap_hit = 0;
     if (!t->suite)

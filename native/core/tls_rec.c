@@ -10,8 +10,6 @@
 #include "tls_int.h"
 
 #define LOOK_RECORDS 256
-#define UPDATES 4 /* KeyUpdates that one hole may hide */
-#define FEW 64
 
 enum { T_CCS = 20, T_ALERT = 21, T_HANDSHAKE = 22, T_DATA = 23 };
 
@@ -161,20 +159,15 @@ static long recover(as_tls *t, as_flow *f, const uint8_t *p, size_t total, const
         return 0;
     }
     if (f->phase == AS_P_APP) {
-        as_crypto *c = as_keyring_crypto(t->k);
-        const as_suite *s = f->aead.suite;
-        as_cell *n = as_cell_new(t->k), *last = f->cell;
-        uint64_t seq, few = s->aead == AS_CHACHA && hi > FEW ? FEW : hi;
-        int ok = 0, gen = 0;
-        for (; n && !ok && gen < UPDATES && as_derive_next13(c, s, last, n) == 0; gen++) {
-            ok = as_aead_set(c, &c->trial[s->aead], s, n) == 0 && as_range(t, f, n, &c->trial[s->aead], p, total, 0, few, &seq);
-            last = n;
-        }
-        ok = ok && as_set_key(t, f, s, n) == 0;
+        as_cell *n = as_cell_new(t->k);
+        uint64_t seq;
+        uint32_t updates;
+        int ok = n && as_range_next(t, f, f->aead.suite, f->cell, p, total, hi, n, &seq, &updates) &&
+                 as_set_key(t, f, f->aead.suite, n) == 0;
         as_cell_free(t->k, n);
         if (ok) {
             f->seq = seq;
-            f->st.key_updates += (uint32_t)gen;
+            f->st.key_updates += updates;
             return 0;
         }
     }
@@ -227,8 +220,7 @@ static long record13(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size
     if (!f->have) {
         if ((r = acquire(t, f, p, total, avail, m)) != 0)
             return r;
-    } else if ((f->uncertain || f->resync) &&
-               !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) &&
+    } else if ((f->uncertain || f->resync) && !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) &&
                (r = recover(t, f, p, total, m)) != 0) {
         return r;
     }
@@ -271,8 +263,8 @@ static long record12(as_tls *t, as_flow *f, const uint8_t *p, size_t total, cons
         uint64_t hi = f->uncertain || f->resync ? f->seq_hi : f->seq;
         if (!as_match(t, f, as_labels(t, f, AS_P_ENC12), &f->mark, p, total, f->seq, hi))
             return f->lost ? shut12(t, f, p, total, f->lost_reason, m) : AS_R_BLOCK;
-    } else if ((f->uncertain || f->resync) &&
-               !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) && f->resync) {
+    } else if ((f->uncertain || f->resync) && !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) &&
+               f->resync) {
         return AS_R_NOT;
     }
     uint8_t *out = as_buf_get(t->k);

@@ -138,6 +138,7 @@ def talk(pair: Pair, seed: str, sizes: tuple[int, ...]) -> None:
         pair.send(1, rnd.randbytes(size // 2 + 7))
 
 
+Made = tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLSession | None]
 SIZES = (1, 2, 17, 300, 5000, 16384, 16385, 40000, 3)
 V13 = {"aes128": 0x1301, "aes256": 0x1302, "chacha": 0x1303}
 SUITE_NAME = {0x1301: "TLS_AES_128_GCM_SHA256", 0x1302: "TLS_AES_256_GCM_SHA384", 0x1303: "TLS_CHACHA20_POLY1305_SHA256"}
@@ -154,7 +155,9 @@ def in_memory(out: pathlib.Path, tmp: pathlib.Path, suite: int) -> None:
     """All cases for one TLS 1.3 suite; the environment's OPENSSL_CONF chose it."""
     tag = next(name for name, value in V13.items() if value == suite)
 
-    def make(name: str, setup: Callable[[ssl.SSLContext, ssl.SSLContext], None], sizes: tuple[int, ...], **expect: object):
+    def make(
+        name: str, setup: Callable[[ssl.SSLContext, ssl.SSLContext], None], sizes: tuple[int, ...], **expect: object
+    ) -> Made:
         keylog = tmp / f"{tag}-{name}.keys"
         client, server = contexts(tmp, keylog)
         setup(client, server)
@@ -267,7 +270,8 @@ def s_client(port: int, rec: Recording, server: subprocess.Popen[bytes], script:
     """Runs the script: ("c", line) goes to the client's stdin, ("s", line) to the server's; pauses let each arrive alone."""
     via, thread = proxy(port, rec)
     proc = subprocess.Popen(
-        ["openssl", "s_client", "-connect", f"127.0.0.1:{via}", "-servername", "agent.test", "-keylogfile", str(rec.keylog), *args],
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{via}", "-servername", "agent.test", "-keylogfile",
+         str(rec.keylog), *args],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     time.sleep(0.4)
@@ -313,6 +317,7 @@ def with_openssl(out: pathlib.Path, tmp: pathlib.Path, tag: str) -> None:
         rec.write(out / f"t13_{tag}_frag.tls")
     early = tmp / "early"
     early.write_bytes(b"early data " * 40)
+    resume = ("-sess_in", str(session), "-early_data", str(early))
     with s_server(tmp, *tls13, "-early_data", "-max_early_data", "16384") as (port, server):
         rec = record("ticket")
         s_client(port, rec, server, [("c", b"hello\n")], *tls13, "-sess_out", str(session))
@@ -320,7 +325,7 @@ def with_openssl(out: pathlib.Path, tmp: pathlib.Path, tag: str) -> None:
         rec.add(PLAIN, 0, early.read_bytes() + b"later\n")
         rec.add(PLAIN, 1, b"answer\n")
         rec.expect(version=0x0304, early_data=1, resumed=1)
-        s_client(port, rec, server, [("c", b"later\n"), ("s", b"answer\n")], *tls13, "-sess_in", str(session), "-early_data", str(early))  # fmt: skip
+        s_client(port, rec, server, [("c", b"later\n"), ("s", b"answer\n")], *tls13, *resume)
         rec.write(out / f"t13_{tag}_early.tls")
     for name, args in (("refused", ()), ("early_retry", ("-early_data", "-groups", "P-384"))):
         with s_server(tmp, *tls13, *args) as (port, server):
@@ -328,7 +333,7 @@ def with_openssl(out: pathlib.Path, tmp: pathlib.Path, tag: str) -> None:
             rec.add(PLAIN, 0, b"later\n")
             rec.add(PLAIN, 1, b"answer\n")
             rec.expect(version=0x0304, early_data=0, rejected=1, hello_retry=int(name == "early_retry"))
-            s_client(port, rec, server, [("c", b"later\n"), ("s", b"answer\n")], *tls13, "-sess_in", str(session), "-early_data", str(early))  # fmt: skip
+            s_client(port, rec, server, [("c", b"later\n"), ("s", b"answer\n")], *tls13, *resume)
             rec.write(out / f"t13_{tag}_{name}.tls")
 
 

@@ -4,6 +4,9 @@
  * other orders, with secrets late, missing, foreign or of a relative, and with holes. What comes out is compared with the
  * plaintext that went in; the account of bytes must close after every call. argv[1] or AGENTSIGHT_TLS_CASES: the directory.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memmem */
+#endif
 #include <dirent.h>
 #include <stdarg.h>
 
@@ -97,6 +100,7 @@ typedef struct plan {
     enum when when;
     enum who who;
     int random, foreign, loose; /* loose: arg1 differs for each secret */
+    int unnamed;                /* the probe does not tell which of the traffic secrets it is */
     const char *without;        /* label that is never given */
     size_t hole_at[2][8], hole_n[2][8];
     int holes[2];
@@ -121,6 +125,11 @@ static void add_secret(run *r, const tc_item *i) {
         return;
     if (r->p->without && s.label_len == strlen(r->p->without) && !memcmp(s.label, r->p->without, s.label_len))
         return;
+    if (r->p->unnamed && s.secret_len && memcmp(s.label, "CLIENT_RANDOM", 13) != 0 &&
+        !memmem(s.label, s.label_len, "EXPORTER", 8)) {
+        s.label_len = 14;
+        memcpy(s.label, "TRAFFIC_SECRET", 14);
+    }
     s.h.ts = r->ts;
     as_keyring_add(r->k, &s);
     as_meta m = {.ts = r->ts};
@@ -278,7 +287,8 @@ static void must_be_whole(run *r, const char *what) {
         for (int x = 0; x < AS_TLS_REASONS; x++)
             closed += s.closed[x];
         if (dark) {
-            check(s.opened == 0 && s.closed[AS_TLS_UNSUPPORTED] == closed && closed > c->ntruth[f], "%s: flow %d not dark", what, f);
+            check(s.opened == 0 && s.closed[AS_TLS_UNSUPPORTED] == closed && closed > c->ntruth[f], "%s: flow %d not dark", what,
+                  f);
             continue;
         }
         check(r->g.n[f] == c->ntruth[f] && (!c->ntruth[f] || !memcmp(r->g.plain[f], c->truth[f], c->ntruth[f])),
@@ -287,9 +297,9 @@ static void must_be_whole(run *r, const char *what) {
         if (rejected && f == 0)
             check(s.closed[AS_TLS_REJECTED] == closed && closed > 400, "%s: refused early data not counted", what);
         else
-            check(closed == 0, "%s: flow %d has closed bytes: no secret %lu missing %lu bad %lu not record %lu limit %lu", what, f,
-                  (unsigned long)s.closed[1], (unsigned long)s.closed[2], (unsigned long)s.closed[4], (unsigned long)s.closed[5],
-                  (unsigned long)s.closed[6]);
+            check(closed == 0, "%s: flow %d has closed bytes: no secret %lu missing %lu bad %lu not record %lu limit %lu", what,
+                  f, (unsigned long)s.closed[1], (unsigned long)s.closed[2], (unsigned long)s.closed[4],
+                  (unsigned long)s.closed[5], (unsigned long)s.closed[6]);
         if (tc_expect(c, "key_updates", v))
             check(s.key_updates >= 2, "%s: %u key updates in flow %d", what, s.key_updates, f);
     }
@@ -390,15 +400,16 @@ static void holes(const tc_case *c, int rounds, int anywhere) {
         if (!anywhere) {
             check(in == c->ntruth[flow], "records give the truth");
             check(r.g.n[flow] == want && !memcmp(r.g.plain[flow] ? r.g.plain[flow] : truth, truth, want),
-                  "holes: flow %d gave %zu bytes of %zu; first hole at %zu, %zu bytes", flow, r.g.n[flow], want, p.hole_at[flow][0],
-                  p.hole_n[flow][0]);
+                  "holes: flow %d gave %zu bytes of %zu; first hole at %zu, %zu bytes", flow, r.g.n[flow], want,
+                  p.hole_at[flow][0], p.hole_n[flow][0]);
             check(want == c->ntruth[flow] || r.g.gaps[flow] > 0, "a hole was not told");
             as_tls_flow_stats s;
             as_tls_stats_get(r.t, flow, &s);
             uint64_t closed = s.missing;
             for (int x = 0; x < AS_TLS_REASONS; x++)
                 closed += s.closed[x];
-            check(r.g.gap[flow] == closed, "gaps told %lu, closed and missing %lu", (unsigned long)r.g.gap[flow], (unsigned long)closed);
+            check(r.g.gap[flow] == closed, "gaps told %lu, closed and missing %lu", (unsigned long)r.g.gap[flow],
+                  (unsigned long)closed);
         } else {
             check(r.g.n[flow] <= c->ntruth[flow], "more than the truth");
         }
@@ -415,9 +426,50 @@ static void stays_closed(const tc_case *c, plan p, enum as_tls_reason why, const
         as_tls_flow_stats s;
         as_tls_stats_get(r.t, f, &s);
         check(s.opened == 0 && r.g.n[f] == 0, "%s: opened", what);
-        check(c->ntruth[f] == 0 || s.closed[why] > c->ntruth[f], "%s: flow %d: %lu closed", what, f, (unsigned long)s.closed[why]);
+        check(c->ntruth[f] == 0 || s.closed[why] > c->ntruth[f], "%s: flow %d: %lu closed", what, f,
+              (unsigned long)s.closed[why]);
     }
     end(&r);
+}
+
+/* Given up before the secrets came, or joined in the middle: from where they are known, everything opens. */
+static void late_start(const tc_case *c, int middle, int random) {
+    plan p = {.random = random};
+    for (int flow = 0; flow < 2; flow++) {
+        rec *recs = NULL;
+        size_t first, n = records(c, flow, &recs, &first), i = 0, skipped = 0, want = 0;
+        run r = {.c = c, .p = &p, .ts = 1000000, .k = as_keyring_new(4096, 60000000000u)};
+        r.t = as_tls_new(r.k, &sink, &r.g, &(as_tls_opts){.max_wait_ns = 5000});
+        while (i < n && recs[i].at < first)
+            i++;
+        i += 3; /* and some records of application data */
+        for (size_t k = 0; k < n; k++)
+            *(k < i ? &skipped : &want) += recs[k].plain;
+        if (i < n) {
+            if (!middle) {
+                play_flow(&r, !flow, SIZE_MAX);
+                play_flow(&r, flow, recs[i].at);
+                as_meta m = {.ts = r.ts += 100000};
+                as_tls_tick(r.t, &m);
+                check(!as_tls_waiting(r.t), "waits for ever");
+                as_tls_flow_stats s;
+                as_tls_stats_get(r.t, flow, &s);
+                check(s.waiting == 0 && s.closed[AS_TLS_NO_SECRET] > skipped && s.opened == 0, "not given up");
+                accounts(r.t, "after the time was over");
+            }
+            as_tls_touch(r.t, 100, 1);
+            keys(&r);
+            r.at[flow] = recs[i].at;
+            play_flow(&r, flow, SIZE_MAX);
+            check(r.g.n[flow] == want &&
+                      !memcmp(r.g.plain[flow] ? r.g.plain[flow] : c->truth[flow], c->truth[flow] + skipped, want),
+                  "late start (%s%s): flow %d gave %zu of %zu", middle ? "middle" : "given up", random ? ", by random" : "", flow,
+                  r.g.n[flow], want);
+            check(middle || r.g.gaps[flow] > 0, "the closed part was not told");
+        }
+        end(&r);
+        free(recs);
+    }
 }
 
 static void one(const tc_case *c, const char *name) {
@@ -435,6 +487,8 @@ static void one(const tc_case *c, const char *name) {
     whole(c, (plan){.foreign = 500}, "500 foreign secrets");
     whole(c, (plan){.who = RELATIVE, .foreign = 100}, "a relative's secrets");
     whole(c, (plan){.who = SERVER}, "the server's secrets");
+    whole(c, (plan){.unnamed = 1}, "secrets without a name");
+    whole(c, (plan){.unnamed = 1, .loose = 1, .foreign = 50, .when = KEYS_LATE}, "secrets without a name, no groups, late");
     whole(c, (plan){.order = CLIENT_FIRST, .when = KEYS_FIRST}, "client first");
     whole(c, (plan){.order = SERVER_FIRST, .when = KEYS_FIRST}, "server first");
     whole(c, (plan){.order = SERVER_FIRST}, "server first, then secrets");
@@ -461,6 +515,12 @@ static void one(const tc_case *c, const char *name) {
                       "without %s: flow %d gave %zu of %zu", labels[i / 2], f, r.g.n[f], c->ntruth[f]);
             end(&r);
         }
+    }
+    if (!rejected && !early && !strstr(name, "update")) {
+        late_start(c, 0, 0);
+        late_start(c, 0, 1);
+        if (v13)
+            late_start(c, 1, 0);
     }
     if (!rejected && !early)
         holes(c, small ? 60 : c->nwire[0] > 500000 ? 8 : 30, 0);
@@ -529,7 +589,8 @@ static void many(const tc_case *c) {
         as_keyring_add(k, &x);
     }
     as_keyring_stats_get(k, &s);
-    check(s.added == 1000 && s.evicted == 900, "bounded: %lu added, %lu evicted", (unsigned long)s.added, (unsigned long)s.evicted);
+    check(s.added == 1000 && s.evicted == 900, "bounded: %lu added, %lu evicted", (unsigned long)s.added,
+          (unsigned long)s.evicted);
     as_keyring_free(k);
 }
 

@@ -66,6 +66,7 @@ def make(directory: Path, key: str = "ec") -> None:
         "-set_serial", "2", "-extfile", "server.cnf", "-extensions", "leaf", "-out", "leaf.pem",
     )  # fmt: skip
     whole = b"".join((directory / name).read_bytes() for name in ("server.key", "leaf.pem", "ca.pem"))
+    (directory / "server.pem").touch(0o600)
     (directory / "server.pem").write_bytes(whole)
     for name in ("ca.key", "ca.cnf", "server.key", "server.cnf", "server.csr", "leaf.pem"):
         (directory / name).unlink()

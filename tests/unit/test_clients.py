@@ -84,5 +84,6 @@ def test_many(server: ModelServer) -> None:
     assert len(connections) == said["connections"] == 50
     assert requests(connections) == said["calls"] == 100
     assert len(said["pids"]) == 5
-    # all at once: the last was there before the first had ended
-    assert max(connection.start_ns for connection in connections) < min(connection.end_ns or 0 for connection in connections)
+    if not server.plain:  # where a client is connected before the server has accepted, the journal does not know
+        # all at once: the last was there before the first had ended
+        assert max(connection.start_ns for connection in connections) < min(connection.end_ns or 0 for connection in connections)

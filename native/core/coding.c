@@ -43,8 +43,7 @@ static const struct {
 } names[] = {{"gzip", AS_CODING_GZIP}, {"x-gzip", AS_CODING_GZIP}, {"deflate", AS_CODING_DEFLATE},
              {"br", AS_CODING_BR},     {"zstd", AS_CODING_ZSTD},   {"identity", 0}};
 
-int as_coding_parse(as_coding_list *l, as_slice v)
-{
+int as_coding_parse(as_coding_list *l, as_slice v) {
     size_t i = 0;
     while (i < v.n) {
         while (i < v.n && (v.p[i] == ' ' || v.p[i] == '\t' || v.p[i] == ','))
@@ -71,8 +70,7 @@ int as_coding_parse(as_coding_list *l, as_slice v)
     return 0;
 }
 
-static int open_stage(stage *s)
-{
+static int open_stage(stage *s) {
     switch (s->kind) {
     case AS_CODING_GZIP:
         s->open = inflateInit2(&s->z, 15 + 16) == Z_OK;
@@ -95,8 +93,7 @@ static int open_stage(stage *s)
     return s->open;
 }
 
-static void close_stage(stage *s)
-{
+static void close_stage(stage *s) {
     if (!s->open)
         return;
     if (s->kind == AS_CODING_GZIP || s->kind == AS_CODING_DEFLATE)
@@ -108,8 +105,7 @@ static void close_stage(stage *s)
     s->open = 0;
 }
 
-as_dec *as_dec_new(const as_coding_list *l, uint64_t max_out)
-{
+as_dec *as_dec_new(const as_coding_list *l, uint64_t max_out) {
     as_dec *d = calloc(1, sizeof *d);
     if (!d)
         return NULL;
@@ -125,8 +121,7 @@ as_dec *as_dec_new(const as_coding_list *l, uint64_t max_out)
     return d;
 }
 
-void as_dec_free(as_dec *d)
-{
+void as_dec_free(as_dec *d) {
     if (!d)
         return;
     for (size_t i = 0; i < d->n; i++)
@@ -137,8 +132,7 @@ void as_dec_free(as_dec *d)
 static int push(as_dec *d, size_t i, const uint8_t *p, size_t n);
 
 /* Decoded bytes of stage i go on to the next, up to the cap. */
-static int emit(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int emit(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     uint64_t room = d->max_out - s->out;
     size_t k = n > room ? (size_t)room : n;
@@ -153,8 +147,7 @@ static int emit(as_dec *d, size_t i, const uint8_t *p, size_t n)
     return rc ? rc : k < n ? AS_DEC_LIMIT : AS_DEC_OK;
 }
 
-static int push_zlib(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int push_zlib(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     uint8_t buf[OUT_STEP];
     int rc = AS_DEC_OK;
@@ -195,8 +188,7 @@ static int push_zlib(as_dec *d, size_t i, const uint8_t *p, size_t n)
 }
 
 /* The two bytes of a zlib header have a check; what fails it is raw deflate. */
-static int push_deflate(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int push_deflate(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     if (s->have1 == 2)
         return push_zlib(d, i, p, n);
@@ -215,8 +207,7 @@ static int push_deflate(as_dec *d, size_t i, const uint8_t *p, size_t n)
     return rc ? rc : push_zlib(d, i, p, n);
 }
 
-static int push_br(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int push_br(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     uint8_t buf[OUT_STEP];
     while (!s->done) {
@@ -236,8 +227,7 @@ static int push_br(as_dec *d, size_t i, const uint8_t *p, size_t n)
     return AS_DEC_OK;
 }
 
-static int push_zstd(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int push_zstd(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     uint8_t buf[OUT_STEP];
     ZSTD_inBuffer in = {p, n, 0};
@@ -256,8 +246,7 @@ static int push_zstd(as_dec *d, size_t i, const uint8_t *p, size_t n)
     return AS_DEC_OK;
 }
 
-static int push(as_dec *d, size_t i, const uint8_t *p, size_t n)
-{
+static int push(as_dec *d, size_t i, const uint8_t *p, size_t n) {
     stage *s = &d->st[i];
     s->any = 1;
     while (n) { /* zlib counts in 32 bits */
@@ -274,8 +263,7 @@ static int push(as_dec *d, size_t i, const uint8_t *p, size_t n)
     return AS_DEC_OK;
 }
 
-int as_dec_feed(as_dec *d, const uint8_t *p, size_t n, as_dec_out out, void *u)
-{
+int as_dec_feed(as_dec *d, const uint8_t *p, size_t n, as_dec_out out, void *u) {
     if (d->status || !n)
         return d->status;
     d->cb = out;
@@ -287,8 +275,7 @@ int as_dec_feed(as_dec *d, const uint8_t *p, size_t n, as_dec_out out, void *u)
     return d->status;
 }
 
-int as_dec_end(as_dec *d)
-{
+int as_dec_end(as_dec *d) {
     if (d->status)
         return d->status;
     for (size_t i = 0; i < d->n && !d->status; i++) {

@@ -2,7 +2,10 @@
  *
  * Plaintext in, messages out: HTTP/1.x of both directions of one connection (RFC 9112 framing, RFC 9110 codings), and the SSE
  * events inside responses (WHATWG). No I/O, no clock. Bad bytes never fail: they are handed to `raw` and counted. After a hole
- * each direction finds the next message it can prove. Pairing of request and response is by order.
+ * each direction finds the next message it can prove: a start line with a valid head behind it, or the next chunk of the same
+ * body. Pairing of request and response is by order; an answer that is told before its request waits for it (256 KiB, 1 s of
+ * as_meta.ts). What is reported does not depend on how the bytes were cut into feeds, but for times and as_meta; and for a coded
+ * body that is broken or ends by its own terminator, how much of it was there.
  */
 #ifndef AS_HTTP_H
 #define AS_HTTP_H
@@ -39,14 +42,15 @@ typedef struct as_hmsg {
     size_t n_trailers;
     as_slice body;          /* after content codings; in full up to the budget */
     uint64_t body_wire;     /* body bytes on the wire, framing taken off, before decoding */
-    uint64_t wire;          /* bytes of the whole message on the wire, head and chunk framing included */
+    uint64_t wire;          /* bytes of the whole message on the wire, head and chunk framing included, holes not; of a
+                               TERMINATED one: up to its terminator */
     uint64_t missing;       /* bytes lost in holes inside it */
     uint64_t off;           /* plaintext offset of its first byte in the flow */
     int64_t content_length; /* -1: none */
     int chunked;
     int is_sse;
-    as_slice coding; /* Content-Encoding as sent, empty if none; `decoded` tells whether it was undone */
-    int decoded;
+    as_slice coding; /* Content-Encoding as sent (several fields: joined), empty if none */
+    int decoded; /* `coding` was undone: else the body is as on the wire, which is plain where `coding` is empty */
     uint32_t flags; /* AS_HM_* */
     uint64_t ts_start, ts_head, ts_body, ts_end; /* first byte, head complete, first body byte, last byte (0: none) */
     as_meta first, last;                         /* calls that carried its first and last byte */
@@ -102,12 +106,14 @@ typedef struct as_hstats {
 typedef struct as_hconn as_hconn;
 as_hconn *as_hconn_new(const as_hopts *opts, const as_hsink *sink, void *user, as_hstats *shared_stats);
 void as_hconn_free(as_hconn *c);
+/* A direction whose beginning was not seen starts with as_hconn_gap(c, flow, 0, m): then nothing waits for a request that never comes. */
 void as_hconn_feed(as_hconn *c, int flow, const uint8_t *data, size_t n, const as_meta *m);
 void as_hconn_gap(as_hconn *c, int flow, uint64_t n, const as_meta *m); /* n plaintext (or unknown: 0) bytes are missing here */
 void as_hconn_eof(as_hconn *c, int flow, const as_meta *m);
 void as_hconn_flush(as_hconn *c, const as_meta *m); /* the end: open messages are given as they are */
 
-/* Could these first bytes be HTTP/1 (a method and target, or HTTP/1.x status)? 1, 0, -1 more bytes needed. */
+/* Could these first bytes be HTTP/1 (a method and a target with "/", "*", a scheme or CONNECT; or an HTTP/1.x status)? 1, 0, -1 more
+ * bytes needed. HTTP/2's preface: 0. */
 int as_http_sniff(const uint8_t *p, size_t n);
 
 #endif

@@ -7,8 +7,7 @@
 
 #define BODY_HINT (1u << 20) /* a Content-Length is believed up to here when memory is taken */
 
-static void keep_bytes(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n)
-{
+static void keep_bytes(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n) {
     size_t room = c->o.max_body - x->body.n, k = n < room ? n : room;
     as_budget *b = c->o.budget;
     if (b) {
@@ -36,8 +35,7 @@ static void keep_bytes(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n)
     }
 }
 
-static void set_body(xmsg *x)
-{
+static void set_body(xmsg *x) {
     x->m.body = (as_slice){x->body.p, x->body.n};
 }
 
@@ -49,8 +47,7 @@ typedef struct sse_ctx {
     uint64_t before;      /* body_wire before this piece */
 } sse_ctx;
 
-static void on_event(void *u, const as_sse_ev *ev)
-{
+static void on_event(void *u, const as_sse_ev *ev) {
     sse_ctx *k = u;
     xmsg *x = k->x;
     x->m.n_sse++;
@@ -74,8 +71,7 @@ static void on_event(void *u, const as_sse_ev *ev)
     }
 }
 
-static void decoded(void *u, const uint8_t *p, size_t n)
-{
+static void decoded(void *u, const uint8_t *p, size_t n) {
     sse_ctx *k = u;
     if (k->x->m.is_sse) {
         k->piece = p;
@@ -88,15 +84,13 @@ static void decoded(void *u, const uint8_t *p, size_t n)
     }
 }
 
-static void counted(void *u, const uint8_t *p, size_t n)
-{
+static void counted(void *u, const uint8_t *p, size_t n) {
     sse_ctx *k = u;
     k->c->st->inflated_out += n;
     decoded(u, p, n);
 }
 
-static void broken(struct as_hconn *c, xmsg *x, int status)
-{
+static void broken(struct as_hconn *c, xmsg *x, int status) {
     x->dead = 1;
     if (status == AS_DEC_LIMIT) {
         x->m.flags |= AS_HM_BODY_LIMIT;
@@ -108,16 +102,14 @@ static void broken(struct as_hconn *c, xmsg *x, int status)
     }
 }
 
-void as_body_begin(struct as_hconn *c, xmsg *x)
-{
+void as_body_begin(struct as_hconn *c, xmsg *x) {
     if (x->plan.n && !(x->dec = as_dec_new(&x->plan, c->o.max_inflate)))
         broken(c, x, AS_DEC_ERROR);
     if (x->m.is_sse)
         as_sse_init(&x->sse, c->o.budget, 0);
 }
 
-void as_body_add(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n, const as_meta *m)
-{
+void as_body_add(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n, const as_meta *m) {
     sse_ctx k = {c, x, m, NULL, x->m.body_wire};
     if (!x->m.body_wire)
         x->m.ts_body = m->ts;
@@ -133,8 +125,7 @@ void as_body_add(struct as_hconn *c, xmsg *x, const uint8_t *p, size_t n, const 
         broken(c, x, rc);
 }
 
-void as_body_gap(struct as_hconn *c, xmsg *x, uint64_t n, const as_meta *m)
-{
+void as_body_gap(struct as_hconn *c, xmsg *x, uint64_t n, const as_meta *m) {
     sse_ctx k = {c, x, m, NULL, x->m.body_wire};
     x->m.missing += n;
     x->m.flags |= AS_HM_BODY_MISSING;
@@ -144,8 +135,7 @@ void as_body_gap(struct as_hconn *c, xmsg *x, uint64_t n, const as_meta *m)
         as_sse_gap(&x->sse, m->ts, on_event, &k);
 }
 
-void as_body_end(struct as_hconn *c, xmsg *x, const as_meta *m)
-{
+void as_body_end(struct as_hconn *c, xmsg *x, const as_meta *m) {
     sse_ctx k = {c, x, m, NULL, x->m.body_wire};
     if (x->dec && !x->dead && as_dec_end(x->dec) != AS_DEC_OK && !(x->m.flags & AS_HM_BODY_CUT))
         broken(c, x, AS_DEC_ERROR);
@@ -157,8 +147,7 @@ void as_body_end(struct as_hconn *c, xmsg *x, const as_meta *m)
     set_body(x);
 }
 
-void as_body_release(struct as_hconn *c, xmsg *x)
-{
+void as_body_release(struct as_hconn *c, xmsg *x) {
     if (c->o.budget)
         c->o.budget->used -= x->body.n;
     as_hbuf_clear(&x->body, HTTP_KEEP_BUF);

@@ -17,8 +17,7 @@ typedef struct as_hbuf {
 } as_hbuf;
 
 /* Room for `need` bytes in all. 1 on success, 0 when there is no memory. */
-static inline int as_hbuf_reserve(as_hbuf *b, size_t need)
-{
+static inline int as_hbuf_reserve(as_hbuf *b, size_t need) {
     if (need <= b->cap)
         return 1;
     size_t cap = b->cap ? b->cap : 256;
@@ -32,8 +31,7 @@ static inline int as_hbuf_reserve(as_hbuf *b, size_t need)
     return 1;
 }
 
-static inline int as_hbuf_add(as_hbuf *b, const uint8_t *p, size_t n)
-{
+static inline int as_hbuf_add(as_hbuf *b, const uint8_t *p, size_t n) {
     if (!n)
         return 1;
     if (n > SIZE_MAX - b->n || !as_hbuf_reserve(b, b->n + n))
@@ -43,23 +41,20 @@ static inline int as_hbuf_add(as_hbuf *b, const uint8_t *p, size_t n)
     return 1;
 }
 
-static inline void as_hbuf_free(as_hbuf *b)
-{
+static inline void as_hbuf_free(as_hbuf *b) {
     free(b->p);
     b->p = NULL;
     b->n = b->cap = 0;
 }
 
 /* Empty it, and give its memory back where it is more than `keep`. */
-static inline void as_hbuf_clear(as_hbuf *b, size_t keep)
-{
+static inline void as_hbuf_clear(as_hbuf *b, size_t keep) {
     b->n = 0;
     if (b->cap > keep)
         as_hbuf_free(b);
 }
 
-static inline void as_hbuf_swap(as_hbuf *a, as_hbuf *b)
-{
+static inline void as_hbuf_swap(as_hbuf *a, as_hbuf *b) {
     as_hbuf t = *a;
     *a = *b;
     *b = t;

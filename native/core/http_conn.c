@@ -12,8 +12,7 @@
 
 static const as_meta no_meta;
 
-as_hconn *as_hconn_new(const as_hopts *opts, const as_hsink *sink, void *user, as_hstats *shared_stats)
-{
+as_hconn *as_hconn_new(const as_hopts *opts, const as_hsink *sink, void *user, as_hstats *shared_stats) {
     as_hconn *c = calloc(1, sizeof *c);
     if (!c)
         return NULL;
@@ -40,8 +39,7 @@ as_hconn *as_hconn_new(const as_hopts *opts, const as_hsink *sink, void *user, a
 
 /* ---- messages and who needs them ---- */
 
-xmsg *as_conn_msg(as_hconn *c)
-{
+xmsg *as_conn_msg(as_hconn *c) {
     xmsg *x = c->free_list;
     if (!x)
         return calloc(1, sizeof *x);
@@ -50,8 +48,7 @@ xmsg *as_conn_msg(as_hconn *c)
     return x;
 }
 
-static void free_msg(xmsg *x)
-{
+static void free_msg(xmsg *x) {
     as_hbuf_free(&x->head);
     as_hbuf_free(&x->trail);
     as_hbuf_free(&x->body);
@@ -59,8 +56,7 @@ static void free_msg(xmsg *x)
     free(x);
 }
 
-void as_conn_drop(as_hconn *c, xmsg *x)
-{
+void as_conn_drop(as_hconn *c, xmsg *x) {
     while (x && !x->parsing && !x->paired) {
         xmsg *req = x->req;
         as_body_release(c, x);
@@ -92,8 +88,7 @@ void as_conn_drop(as_hconn *c, xmsg *x)
     }
 }
 
-void as_conn_emit(as_hconn *c, xmsg *x)
-{
+void as_conn_emit(as_hconn *c, xmsg *x) {
     if (x->emitted)
         return;
     x->emitted = 1;
@@ -109,8 +104,7 @@ void as_conn_emit(as_hconn *c, xmsg *x)
         cb(c->u, m);
 }
 
-void as_conn_raw(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_meta *m)
-{
+void as_conn_raw(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_meta *m) {
     as_hconn *c = f->c;
     if (!n)
         return;
@@ -125,8 +119,7 @@ void as_conn_raw(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_me
 
 /* ---- pairing ---- */
 
-static xmsg *pop(as_hconn *c)
-{
+static xmsg *pop(as_hconn *c) {
     xmsg *x = c->q_head;
     if (x) {
         c->q_head = x->next;
@@ -139,8 +132,7 @@ static xmsg *pop(as_hconn *c)
     return x;
 }
 
-void as_conn_request(as_hconn *c, xmsg *x)
-{
+void as_conn_request(as_hconn *c, xmsg *x) {
     x->m.exchange = c->next_exchange++;
     if (c->orphans && x->m.ts_start && x->m.ts_start < c->orphan_ts) {
         c->orphans--; /* its answer was given already: it came first, and could not be held back for so long */
@@ -168,8 +160,7 @@ void as_conn_request(as_hconn *c, xmsg *x)
         c->await = x;
 }
 
-void as_conn_pair(as_hconn *c, xmsg *x)
-{
+void as_conn_pair(as_hconn *c, xmsg *x) {
     as_hmsg *m = &x->m;
     int interim = m->status < 200 && m->status != 101;
     if (c->resp_lost && !c->pipelined)
@@ -205,8 +196,7 @@ void as_conn_pair(as_hconn *c, xmsg *x)
     }
 }
 
-void as_conn_answered(as_hconn *c, xmsg *x)
-{
+void as_conn_answered(as_hconn *c, xmsg *x) {
     as_hmsg *m = &x->m;
     if (m->flags & AS_HM_INTERIM)
         return;
@@ -222,8 +212,7 @@ void as_conn_answered(as_hconn *c, xmsg *x)
 
 /* ---- holding back ---- */
 
-int as_conn_must_hold(hflow *f)
-{
+int as_conn_must_hold(hflow *f) {
     as_hconn *c = f->c;
     const hflow *o = &c->f[!f->id];
     if (f->role == ROLE_REQ)
@@ -231,16 +220,14 @@ int as_conn_must_hold(hflow *f)
     return !c->q_len && !c->unqueued && !c->req_late && !c->no_hold && o->state != F_DONE;
 }
 
-static void stop_holding(hflow *f)
-{
+static void stop_holding(hflow *f) {
     if (f->role == ROLE_REQ)
         f->c->await = NULL;
     else
         f->c->no_hold = 1;
 }
 
-void as_conn_hold(hflow *f, const uint8_t *p, size_t n)
-{
+void as_conn_hold(hflow *f, const uint8_t *p, size_t n) {
     if (!f->segs)
         f->segs = malloc(HTTP_HOLD_SEGS * sizeof *f->segs);
     if (!f->held.n)
@@ -262,16 +249,14 @@ void as_conn_hold(hflow *f, const uint8_t *p, size_t n)
     }
 }
 
-static void feed_flow(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_meta *m)
-{
+static void feed_flow(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_meta *m) {
     f->d0 = p;
     f->base = off;
     f->meta = *m;
     as_flow_run(f, p, n);
 }
 
-static void release(hflow *f)
-{
+static void release(hflow *f) {
     as_hbuf held = f->held;
     hold_seg *segs = f->segs;
     size_t n = f->n_segs;
@@ -291,20 +276,16 @@ static void release(hflow *f)
     free(segs);
 }
 
-/* What may go on, goes on. A release frees nothing for itself, so this ends. */
-static void pump(as_hconn *c)
-{
-    int again = 1;
-    while (again) {
-        again = 0;
-        for (int i = 0; i < 2; i++) {
-            hflow *f = &c->f[i];
-            if (f->held.n && (f->state != F_HOLD || !as_conn_must_hold(f))) {
-                release(f);
-                again = 1;
-            }
-        }
-    }
+int as_conn_release(hflow *f) {
+    if (!f->held.n || (f->state == F_HOLD && as_conn_must_hold(f)))
+        return 0;
+    release(f);
+    return 1;
+}
+
+static void pump(as_hconn *c) {
+    while (as_conn_release(&c->f[0]) || as_conn_release(&c->f[1]))
+        ;
 }
 
 static void force(hflow *f) /* nothing may stay held back */
@@ -315,8 +296,7 @@ static void force(hflow *f) /* nothing may stay held back */
     }
 }
 
-void as_conn_h2(as_hconn *c)
-{
+void as_conn_h2(as_hconn *c) {
     for (int i = 0; i < 2; i++) {
         hflow *f = &c->f[i];
         f->state = F_H2;
@@ -327,8 +307,7 @@ void as_conn_h2(as_hconn *c)
 
 /* ---- the public verbs ---- */
 
-void as_hconn_feed(as_hconn *c, int flow, const uint8_t *data, size_t n, const as_meta *m)
-{
+void as_hconn_feed(as_hconn *c, int flow, const uint8_t *data, size_t n, const as_meta *m) {
     if (!n)
         return;
     if (!m)
@@ -347,8 +326,7 @@ void as_hconn_feed(as_hconn *c, int flow, const uint8_t *data, size_t n, const a
     pump(c);
 }
 
-void as_hconn_gap(as_hconn *c, int flow, uint64_t n, const as_meta *m)
-{
+void as_hconn_gap(as_hconn *c, int flow, uint64_t n, const as_meta *m) {
     hflow *f = &c->f[flow & 1];
     force(f);
     f->meta = m ? *m : no_meta;
@@ -356,8 +334,7 @@ void as_hconn_gap(as_hconn *c, int flow, uint64_t n, const as_meta *m)
     pump(c);
 }
 
-void as_hconn_eof(as_hconn *c, int flow, const as_meta *m)
-{
+void as_hconn_eof(as_hconn *c, int flow, const as_meta *m) {
     hflow *f = &c->f[flow & 1];
     force(f);
     f->meta = m ? *m : no_meta;
@@ -365,8 +342,7 @@ void as_hconn_eof(as_hconn *c, int flow, const as_meta *m)
     pump(c);
 }
 
-void as_hconn_flush(as_hconn *c, const as_meta *m)
-{
+void as_hconn_flush(as_hconn *c, const as_meta *m) {
     int req = c->f[1].role == ROLE_REQ; /* the client's side first: its last request may be what the other one waits for */
     for (int i = 0; i < 2; i++) {
         hflow *f = &c->f[req ^ i];
@@ -377,8 +353,7 @@ void as_hconn_flush(as_hconn *c, const as_meta *m)
     }
 }
 
-void as_hconn_free(as_hconn *c)
-{
+void as_hconn_free(as_hconn *c) {
     if (!c)
         return;
     for (int i = 0; i < 2; i++) {

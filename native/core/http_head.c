@@ -9,37 +9,27 @@
 
 #include "http_int.h"
 
-static int is_tchar(uint8_t c)
-{
+int as_h1_tchar(uint8_t c) {
     static const uint8_t t[256] = {
-        ['!'] = 1, ['#'] = 1, ['$'] = 1, ['%'] = 1, ['&'] = 1, ['\''] = 1, ['*'] = 1, ['+'] = 1, ['-'] = 1, ['.'] = 1,
-        ['^'] = 1, ['_'] = 1, ['`'] = 1, ['|'] = 1, ['~'] = 1, ['0'] = 1, ['1'] = 1, ['2'] = 1, ['3'] = 1, ['4'] = 1,
-        ['5'] = 1, ['6'] = 1, ['7'] = 1, ['8'] = 1, ['9'] = 1, ['A'] = 1, ['B'] = 1, ['C'] = 1, ['D'] = 1, ['E'] = 1,
-        ['F'] = 1, ['G'] = 1, ['H'] = 1, ['I'] = 1, ['J'] = 1, ['K'] = 1, ['L'] = 1, ['M'] = 1, ['N'] = 1, ['O'] = 1,
-        ['P'] = 1, ['Q'] = 1, ['R'] = 1, ['S'] = 1, ['T'] = 1, ['U'] = 1, ['V'] = 1, ['W'] = 1, ['X'] = 1, ['Y'] = 1,
-        ['Z'] = 1, ['a'] = 1, ['b'] = 1, ['c'] = 1, ['d'] = 1, ['e'] = 1, ['f'] = 1, ['g'] = 1, ['h'] = 1, ['i'] = 1,
-        ['j'] = 1, ['k'] = 1, ['l'] = 1, ['m'] = 1, ['n'] = 1, ['o'] = 1, ['p'] = 1, ['q'] = 1, ['r'] = 1, ['s'] = 1,
-        ['t'] = 1, ['u'] = 1, ['v'] = 1, ['w'] = 1, ['x'] = 1, ['y'] = 1, ['z'] = 1};
+        ['!'] = 1, ['#'] = 1, ['$'] = 1, ['%'] = 1, ['&'] = 1, ['\''] = 1, ['*'] = 1, ['+'] = 1, ['-'] = 1, ['.'] = 1, ['^'] = 1,
+        ['_'] = 1, ['`'] = 1, ['|'] = 1, ['~'] = 1, ['0'] = 1, ['1'] = 1,  ['2'] = 1, ['3'] = 1, ['4'] = 1, ['5'] = 1, ['6'] = 1,
+        ['7'] = 1, ['8'] = 1, ['9'] = 1, ['A'] = 1, ['B'] = 1, ['C'] = 1,  ['D'] = 1, ['E'] = 1, ['F'] = 1, ['G'] = 1, ['H'] = 1,
+        ['I'] = 1, ['J'] = 1, ['K'] = 1, ['L'] = 1, ['M'] = 1, ['N'] = 1,  ['O'] = 1, ['P'] = 1, ['Q'] = 1, ['R'] = 1, ['S'] = 1,
+        ['T'] = 1, ['U'] = 1, ['V'] = 1, ['W'] = 1, ['X'] = 1, ['Y'] = 1,  ['Z'] = 1, ['a'] = 1, ['b'] = 1, ['c'] = 1, ['d'] = 1,
+        ['e'] = 1, ['f'] = 1, ['g'] = 1, ['h'] = 1, ['i'] = 1, ['j'] = 1,  ['k'] = 1, ['l'] = 1, ['m'] = 1, ['n'] = 1, ['o'] = 1,
+        ['p'] = 1, ['q'] = 1, ['r'] = 1, ['s'] = 1, ['t'] = 1, ['u'] = 1,  ['v'] = 1, ['w'] = 1, ['x'] = 1, ['y'] = 1, ['z'] = 1};
     return t[c];
 }
 
-static int is_digit(uint8_t c)
-{
+static int is_digit(uint8_t c) {
     return c >= '0' && c <= '9';
 }
 
-static int is_blank(uint8_t c)
-{
+static int is_blank(uint8_t c) {
     return c == ' ' || c == '\t';
 }
 
-int as_h1_name_is(as_slice s, const char *name)
-{
-    return s.n == strlen(name) && !strncasecmp((const char *)s.p, name, s.n);
-}
-
-size_t as_h1_trim_line(const uint8_t *p, size_t n)
-{
+size_t as_h1_trim_line(const uint8_t *p, size_t n) {
     if (n && p[n - 1] == '\n')
         n--;
     if (n && p[n - 1] == '\r')
@@ -47,31 +37,29 @@ size_t as_h1_trim_line(const uint8_t *p, size_t n)
     return n;
 }
 
-static int is_version(const uint8_t *p, size_t n)
-{
+static int is_version(const uint8_t *p, size_t n) {
     return n == 8 && !memcmp(p, "HTTP/1.", 7) && is_digit(p[7]);
 }
 
-/* `p`, `n` without line end. Not strict: a path or URI may hold spaces, as some clients send and some servers take. */
-int as_h1_request_line(const uint8_t *p, size_t n, int strict, as_hmsg *m)
-{
+/* `p`, `n` without line end. A path or URI may hold spaces, as some clients send and some servers take. */
+int as_h1_request_line(const uint8_t *p, size_t n, as_hmsg *m) {
     size_t sp = 0, e = n;
-    while (sp < n && is_tchar(p[sp]))
+    while (sp < n && as_h1_tchar(p[sp]))
         sp++;
     if (!sp || sp >= n || p[sp] != ' ')
         return 0;
-    while (!strict && e && is_blank(p[e - 1]))
+    while (e && is_blank(p[e - 1]))
         e--;
     if (e < sp + 11 || !is_version(p + e - 8, 8) || p[e - 9] != ' ')
         return 0;
     size_t b = sp + 1, t = e - 9;
-    while (!strict && b < t && p[b] == ' ')
+    while (b < t && p[b] == ' ')
         b++;
-    while (!strict && t > b && p[t - 1] == ' ')
+    while (t > b && p[t - 1] == ' ')
         t--;
     if (b >= t)
         return 0;
-    int spaces = !strict && (p[b] == '/' || (t - b > 7 && !strncasecmp((const char *)p + b, "http", 4)));
+    int spaces = p[b] == '/' || (t - b > 7 && !strncasecmp((const char *)p + b, "http", 4));
     for (size_t i = b; i < t; i++)
         if (p[i] < ' ' || p[i] == 0x7f || (!spaces && p[i] == ' '))
             return 0;
@@ -83,8 +71,7 @@ int as_h1_request_line(const uint8_t *p, size_t n, int strict, as_hmsg *m)
     return 1;
 }
 
-int as_h1_status_line(const uint8_t *p, size_t n, as_hmsg *m)
-{
+int as_h1_status_line(const uint8_t *p, size_t n, as_hmsg *m) {
     if (n < 12 || !is_version(p, 8) || p[8] != ' ' || p[9] < '1' || p[9] > '9' || !is_digit(p[10]) || !is_digit(p[11]) ||
         (n > 12 && p[12] != ' ') || memchr(p, '\r', n) || memchr(p, 0, n))
         return 0;
@@ -96,71 +83,19 @@ int as_h1_status_line(const uint8_t *p, size_t n, as_hmsg *m)
     return 1;
 }
 
-/* A method and a target that no other line protocol sends: an absolute path, "*", an absolute URI, or CONNECT. */
-static int sniff_request(const uint8_t *p, size_t n)
-{
-    size_t i = 0;
-    while (i < n && i <= 32 && is_tchar(p[i]))
-        i++;
-    if (i > 32 || !i)
-        return 0;
-    if (i == n)
-        return -1;
-    if (p[i] != ' ')
-        return 0;
-    if (i == 7 && !memcmp(p, "CONNECT", 7))
-        return n > 8 ? p[8] > ' ' : -1;
-    p += i + 1;
-    n -= i + 1;
-    if (!n)
-        return -1;
-    if (*p == '/')
-        return 1;
-    if (*p == '*')
-        return n < 2 ? -1 : p[1] != ' ' ? 0 : n < 8 ? -1 : !memcmp(p + 2, "HTTP/1", 6);
-    for (size_t k = 0; k < 4; k++) {
-        if (k == n)
-            return -1;
-        if ((p[k] | 0x20) != "http"[k])
-            return 0;
-    }
-    return 1;
-}
-
-int as_http_sniff(const uint8_t *p, size_t n)
-{
-    while (n && (*p == '\r' || *p == '\n')) {
-        p++;
-        n--;
-    }
-    if (!n)
-        return -1;
-    static const char v[] = "HTTP/1.d ddd";
-    size_t k = 0;
-    while (k < n && k < 12 && (v[k] == 'd' ? is_digit(p[k]) : p[k] == (uint8_t)v[k]))
-        k++;
-    if (k == 12)
-        return 1;
-    if (k == n)
-        return -1;
-    return sniff_request(p, n);
-}
-
-int as_h1_field_ok(const uint8_t *p, size_t n)
-{
+int as_h1_field_ok(const uint8_t *p, size_t n) {
     n = as_h1_trim_line(p, n);
     if (!n || memchr(p, 0, n) || memchr(p, '\r', n))
         return 0;
     if (is_blank(*p))
         return 1;
     size_t i = 0;
-    while (i < n && is_tchar(p[i]))
+    while (i < n && as_h1_tchar(p[i]))
         i++;
     return i && i < n && p[i] == ':';
 }
 
-int as_h1_proof(const uint8_t *p, size_t n)
-{
+int as_h1_proof(const uint8_t *p, size_t n) {
     const uint8_t *lf = memchr(p, '\n', n), *end = p + n;
     as_hmsg m;
     if (!lf || ++lf == end)
@@ -173,8 +108,7 @@ int as_h1_proof(const uint8_t *p, size_t n)
     return 0;
 }
 
-int as_h1_framing_field(const uint8_t *p, size_t n)
-{
+int as_h1_framing_field(const uint8_t *p, size_t n) {
     static const char *const names[] = {"content-length", "transfer-encoding", "content-encoding", "content-type", "upgrade"};
     size_t i = 0;
     while (i < n && p[i] != ':')
@@ -187,8 +121,7 @@ int as_h1_framing_field(const uint8_t *p, size_t n)
     return 0;
 }
 
-static as_header *next_header(xmsg *x, size_t at)
-{
+static as_header *next_header(xmsg *x, size_t at) {
     if (at == x->hv_cap) {
         size_t cap = x->hv_cap ? x->hv_cap * 2 : 32;
         as_header *hv = realloc(x->hv, cap * sizeof *hv);
@@ -201,8 +134,7 @@ static as_header *next_header(xmsg *x, size_t at)
 }
 
 /* Fields of p[i..n) into x->hv from index `at` on; folds are joined in place. Returns how many. */
-static size_t parse_fields(xmsg *x, uint8_t *p, size_t i, size_t n, size_t at)
-{
+static size_t parse_fields(xmsg *x, uint8_t *p, size_t i, size_t n, size_t at) {
     size_t first = at;
     as_header *last = NULL;
     int any = 0; /* a proper field was seen: before it, lines that begin with a blank are dropped (RFC 9112 section 2.2) */
@@ -247,7 +179,7 @@ static size_t parse_fields(xmsg *x, uint8_t *p, size_t i, size_t n, size_t at)
         if (name != raw && x->m.is_request)
             x->m.flags |= AS_HM_FRAMING_ERROR; /* a server must refuse it, a client strips it */
         for (size_t k = 0; k < name; k++)
-            if (!is_tchar(p[b + k])) {
+            if (!as_h1_tchar(p[b + k])) {
                 x->m.flags |= AS_HM_FRAMING_ERROR;
                 break;
             }
@@ -268,28 +200,25 @@ static size_t parse_fields(xmsg *x, uint8_t *p, size_t i, size_t n, size_t at)
     return at - first;
 }
 
-void as_h1_parse_head(xmsg *x)
-{
+void as_h1_parse_head(xmsg *x) {
     uint8_t *p = x->head.p, *lf = memchr(p, '\n', x->head.n);
     size_t e = lf ? (size_t)(lf - p) : x->head.n;
     size_t n = as_h1_trim_line(p, lf ? e + 1 : e);
     if (!as_h1_status_line(p, n, &x->m))
-        (void)as_h1_request_line(p, n, 0, &x->m); /* one of them is right: the line was tested when it came */
+        (void)as_h1_request_line(p, n, &x->m); /* one of them is right: the line was tested when it came */
     x->m.n_headers = parse_fields(x, p, e + 1, x->head.n, 0);
     x->m.headers = x->hv;
     x->m.trailers = NULL;
 }
 
-void as_h1_parse_trailers(xmsg *x)
-{
+void as_h1_parse_trailers(xmsg *x) {
     x->m.n_trailers = parse_fields(x, x->trail.p, 0, x->trail.n, x->m.n_headers);
     x->m.headers = x->hv; /* it may have moved */
     x->m.trailers = x->hv + x->m.n_headers;
 }
 
 /* Content-Length: digits, or a list of the same number; 0 when it is anything else or two fields differ. */
-static int content_length(as_slice v, int64_t *len)
-{
+static int content_length(as_slice v, int64_t *len) {
     size_t i = 0;
     int any = 0;
     for (;;) {
@@ -316,8 +245,7 @@ static int content_length(as_slice v, int64_t *len)
 }
 
 /* Transfer-Encoding: adds the codings before a final "chunked" to `l`. */
-static void transfer_coding(as_slice v, as_coding_list *l, int *seen, int *chunked, int *bad)
-{
+static void transfer_coding(as_slice v, as_coding_list *l, int *seen, int *chunked, int *bad) {
     for (size_t i = 0; i < v.n;) {
         size_t b = i;
         while (i < v.n && v.p[i] != ',')
@@ -348,17 +276,16 @@ static void transfer_coding(as_slice v, as_coding_list *l, int *seen, int *chunk
     }
 }
 
-static int contains_token(as_slice v, const char *tok)
-{
+static int contains_token(as_slice v, const char *tok) {
     size_t k = strlen(tok);
     for (size_t i = 0; i + k <= v.n; i++)
-        if (!strncasecmp((const char *)v.p + i, tok, k) && (!i || !is_tchar(v.p[i - 1])) && (i + k == v.n || !is_tchar(v.p[i + k])))
+        if (!strncasecmp((const char *)v.p + i, tok, k) && (!i || !as_h1_tchar(v.p[i - 1])) &&
+            (i + k == v.n || !as_h1_tchar(v.p[i + k])))
             return 1;
     return 0;
 }
 
-static void add_coding(xmsg *x, as_slice v)
-{
+static void add_coding(xmsg *x, as_slice v) {
     as_hmsg *m = &x->m;
     if (!m->coding.n) {
         m->coding = v;
@@ -372,14 +299,15 @@ static void add_coding(xmsg *x, as_slice v)
 }
 
 /* RFC 9112 section 6.3, in its order. Sets content_length, chunked, is_sse, coding, flags; opens the decoder. */
-enum framing as_h1_framing(xmsg *x, const xmsg *req, uint64_t *len)
-{
+enum framing as_h1_framing(xmsg *x, const xmsg *req, uint64_t *len) {
     as_hmsg *m = &x->m;
     as_coding_list te = {{0}, 0};
     int te_seen = 0, chunked = 0, te_bad = 0, cl_seen = 0, cl_bad = 0, upgrade = 0, conn_upgrade = 0;
     int64_t cl = -1;
     for (size_t i = 0; i < m->n_headers; i++) {
         as_slice name = m->headers[i].name, v = m->headers[i].value;
+        if (name.n < 7 || name.n > 17) /* none of those below */
+            continue;
         if (as_h1_name_is(name, "content-length")) {
             cl_seen = 1;
             cl_bad |= !content_length(v, &cl);

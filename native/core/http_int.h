@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * The inside of the HTTP/1 layer, shared by http_head.c (start lines, fields, framing decision), http_body.c (codings, SSE, what is
- * kept), http_scan.c (finding the next message behind junk), http_flow.c (the state machine of one direction) and http_conn.c
+ * kept), http_scan.c (what could a
+ * message begin with), http_lines.c and http_flow.c (the state machine of one direction) and http_conn.c
  * (pairing, holding back, the public API). Nothing here is for users of http.h.
  */
 #ifndef AS_HTTP_INT_H
 #define AS_HTTP_INT_H
+
+#include <strings.h>
 
 #include "coding.h"
 #include "http.h"
@@ -122,13 +125,18 @@ struct as_hconn {
     uint8_t pipelined;      /* this client sends requests before it has the answer */
 };
 
+static inline int as_h1_name_is(as_slice s, const char *name) /* inline: the length of a literal costs nothing then */
+{
+    return s.n == strlen(name) && !strncasecmp((const char *)s.p, name, s.n);
+}
+
 /* http_head.c */
-int as_h1_request_line(const uint8_t *p, size_t n, int strict, as_hmsg *m);
+int as_h1_tchar(uint8_t c);
+int as_h1_request_line(const uint8_t *p, size_t n, as_hmsg *m);
 int as_h1_status_line(const uint8_t *p, size_t n, as_hmsg *m);
 int as_h1_field_ok(const uint8_t *p, size_t n); /* a line that a strict reader would take as a field (or fold) */
 int as_h1_proof(const uint8_t *p, size_t n); /* start line and fields of a found head: a field at least, and Host in HTTP/1.1 */
 int as_h1_framing_field(const uint8_t *p, size_t n);
-int as_h1_name_is(as_slice s, const char *name);
 size_t as_h1_trim_line(const uint8_t *p, size_t n); /* length without LF or CRLF */
 void as_h1_parse_head(xmsg *x);                     /* x->head -> first line and fields of x->m */
 void as_h1_parse_trailers(xmsg *x);
@@ -147,6 +155,19 @@ int as_scan_chunk_size(const uint8_t *p, size_t n, uint64_t *size);
 enum { START_MORE = -1, START_JUNK, START_REQ, START_RESP, START_H2 };
 int as_scan_start(const uint8_t *p, size_t n);
 
+/* http_lines.c; `off` is the offset in the flow behind what was taken */
+static inline uint64_t as_flow_at(const hflow *f, const uint8_t *p) /* offset of a byte of the piece being fed */
+{
+    return f->base + (uint64_t)(p - f->d0);
+}
+void as_flow_lines(hflow *f, uint64_t off, enum flow_state st); /* begin a section of lines */
+void as_flow_junk(hflow *f); /* the gathered lines were no message */
+void as_flow_scan(hflow *f, uint64_t off);
+void as_flow_finish(hflow *f, uint64_t off); /* the message ends here */
+void as_flow_finish_bad(hflow *f, uint64_t off, uint32_t flags);
+const uint8_t *as_flow_lines_step(hflow *f, const uint8_t *p, const uint8_t *end);
+const uint8_t *as_flow_scan_step(hflow *f, const uint8_t *p, const uint8_t *end);
+
 /* http_flow.c */
 void as_flow_run(hflow *f, const uint8_t *p, size_t n);
 void as_flow_gap(hflow *f, uint64_t n);
@@ -163,6 +184,7 @@ void as_conn_emit(struct as_hconn *c, xmsg *x);
 void as_conn_raw(hflow *f, uint64_t off, const uint8_t *p, size_t n, const as_meta *m);
 int as_conn_must_hold(hflow *f);
 void as_conn_hold(hflow *f, const uint8_t *p, size_t n);
+int as_conn_release(hflow *f); /* what it holds back goes on, where it may: 1 when it did */
 void as_conn_h2(struct as_hconn *c);
 
 #endif

@@ -6,16 +6,14 @@
 #include "http_int.h"
 
 /* A request line can follow directly on the last byte of a body. Where the method begins is then clear only for known ones. */
-static const char *const methods[] = {"GET",     "POST",    "PUT",  "DELETE", "PATCH",    "HEAD",
-                                      "OPTIONS", "CONNECT", "TRACE", "QUERY", "PROPFIND", "REPORT"};
+static const char *const methods[] = {"GET",     "POST",    "PUT",   "DELETE", "PATCH",    "HEAD",
+                                      "OPTIONS", "CONNECT", "TRACE", "QUERY",  "PROPFIND", "REPORT"};
 
-static int upper(uint8_t c)
-{
+static int upper(uint8_t c) {
     return (c >= 'A' && c <= 'Z') || c == '-' || c == '_';
 }
 
-static size_t scan_request(const uint8_t *p, size_t n, size_t len, int bol, int crlf)
-{
+static size_t scan_request(const uint8_t *p, size_t n, size_t len, int bol, int crlf) {
     if (len < 14 || memcmp(p + len - 9, " HTTP/1.", 8) != 0 || (p[len - 1] | 1) != '1')
         return n;
     size_t t1 = len - 9, t0 = t1; /* the target is [t0, t1) */
@@ -42,8 +40,7 @@ static size_t scan_request(const uint8_t *p, size_t n, size_t len, int bol, int 
     return best;
 }
 
-static size_t scan_response(const uint8_t *p, size_t n, size_t len, int bol, int crlf)
-{
+static size_t scan_response(const uint8_t *p, size_t n, size_t len, int bol, int crlf) {
     as_hmsg m;
     for (size_t i = 0; i + 12 <= len;) {
         const uint8_t *h = memmem(p + i, len - i, "HTTP/1.", 7);
@@ -57,8 +54,7 @@ static size_t scan_response(const uint8_t *p, size_t n, size_t len, int bol, int
     return n;
 }
 
-size_t as_scan_line(const uint8_t *p, size_t n, int bol, enum role role, enum role *found)
-{
+size_t as_scan_line(const uint8_t *p, size_t n, int bol, enum role role, enum role *found) {
     size_t skip = n > HTTP_SCAN_LINE ? n - HTTP_SCAN_LINE : 0; /* so that it does not matter how much of a long line we hold */
     p += skip;
     n -= skip;
@@ -75,8 +71,7 @@ size_t as_scan_line(const uint8_t *p, size_t n, int bol, enum role role, enum ro
     return at + skip;
 }
 
-int as_scan_chunk_size(const uint8_t *p, size_t n, uint64_t *size)
-{
+int as_scan_chunk_size(const uint8_t *p, size_t n, uint64_t *size) {
     size_t len = as_h1_trim_line(p, n);
     if (n - len != 2 || !len || len > 8)
         return 0;
@@ -94,8 +89,7 @@ int as_scan_chunk_size(const uint8_t *p, size_t n, uint64_t *size)
     return 1;
 }
 
-static int scan_frame(const uint8_t *p, size_t n)
-{
+static int scan_frame(const uint8_t *p, size_t n) {
     /* length up to the default maximum; a known type whose stream id and length fit it (RFC 9113 sections 4 and 6) */
     if (p[0])
         return START_JUNK;
@@ -129,9 +123,56 @@ static int scan_frame(const uint8_t *p, size_t n)
     return ok ? START_H2 : START_JUNK;
 }
 
+/* A method and a target that no other line protocol sends: an absolute path, "*", an absolute URI, or CONNECT. */
+static int sniff_request(const uint8_t *p, size_t n) {
+    size_t i = 0;
+    while (i < n && i <= 32 && as_h1_tchar(p[i]))
+        i++;
+    if (i > 32 || !i)
+        return 0;
+    if (i == n)
+        return -1;
+    if (p[i] != ' ')
+        return 0;
+    if (i == 7 && !memcmp(p, "CONNECT", 7))
+        return n > 8 ? p[8] > ' ' : -1;
+    p += i + 1;
+    n -= i + 1;
+    if (!n)
+        return -1;
+    if (*p == '/')
+        return 1;
+    if (*p == '*')
+        return n < 2 ? -1 : p[1] != ' ' ? 0 : n < 8 ? -1 : !memcmp(p + 2, "HTTP/1", 6);
+    for (size_t k = 0; k < 4; k++) {
+        if (k == n)
+            return -1;
+        if ((p[k] | 0x20) != "http"[k])
+            return 0;
+    }
+    return 1;
+}
+
+int as_http_sniff(const uint8_t *p, size_t n) {
+    while (n && (*p == '\r' || *p == '\n')) {
+        p++;
+        n--;
+    }
+    if (!n)
+        return -1;
+    static const char v[] = "HTTP/1.d ddd";
+    size_t k = 0;
+    while (k < n && k < 12 && (v[k] == 'd' ? (p[k] >= '0' && p[k] <= '9') : p[k] == (uint8_t)v[k]))
+        k++;
+    if (k == 12)
+        return 1;
+    if (k == n)
+        return -1;
+    return sniff_request(p, n);
+}
+
 /* The first bytes of a direction. Decides within 33 bytes. */
-int as_scan_start(const uint8_t *p, size_t n)
-{
+int as_scan_start(const uint8_t *p, size_t n) {
     static const uint8_t preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     size_t k = n < 24 ? n : 24;
     if (!n || !memcmp(p, preface, k))
@@ -144,8 +185,7 @@ int as_scan_start(const uint8_t *p, size_t n)
     for (size_t i = 0; i < n && i <= 32; i++) {
         if (p[i] == ' ')
             return i ? START_REQ : START_JUNK;
-        uint8_t c = p[i], l = c | 0x20;
-        if (!((l >= 'a' && l <= 'z') || (c >= '0' && c <= '9') || (c > ' ' && c < 0x7f && strchr("!#$%&'*+-.^_`|~", c))))
+        if (!as_h1_tchar(p[i]))
             return START_JUNK;
     }
     return n > 32 ? START_JUNK : START_MORE;

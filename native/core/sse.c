@@ -6,26 +6,27 @@
 #include "sse.h"
 
 /* ---- how model APIs end a stream: the one place to add to ---- */
-static const char *const terminator_data[] = {"[DONE]"}; /* OpenAI Chat Completions and all that copy it */
-static const char *const terminator_type[] = {           /* event name, or "type" at the start of the data where there is no name */
-                                              "message_stop", /* Anthropic Messages */
-                                              "response.completed", "response.incomplete", "response.failed"}; /* OpenAI Responses */
+#define LITERAL(s) {(const uint8_t *)(s), sizeof(s) - 1}
+static const as_slice terminator_data[] = {LITERAL("[DONE]")}; /* OpenAI Chat Completions and all that copy it */
+static const as_slice terminator_type[] = {     /* event name, or "type" at the start of the data where there is no name */
+                                           LITERAL("message_stop"),                                  /* Anthropic Messages */
+                                           LITERAL("response.completed"), LITERAL("response.incomplete"), /* OpenAI */
+                                           LITERAL("response.failed")};                              /* Responses */
 
-static int slice_is(as_slice s, const char *t)
-{
-    return s.n == strlen(t) && !memcmp(s.p, t, s.n);
+static const as_slice unnamed = LITERAL("message");
+
+static int same(as_slice a, as_slice b) {
+    return a.n == b.n && !memcmp(a.p, b.p, b.n);
 }
 
-static const uint8_t *skip_blank(const uint8_t *p, const uint8_t *end)
-{
+static const uint8_t *skip_blank(const uint8_t *p, const uint8_t *end) {
     while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r'))
         p++;
     return p;
 }
 
 /* The value of "type" when it is the first member of a JSON object; only such a place can be read without parsing JSON. */
-static as_slice leading_type(as_slice d)
-{
+static as_slice leading_type(as_slice d) {
     as_slice none = {NULL, 0};
     const uint8_t *end = d.p + d.n, *p = skip_blank(d.p, end);
     if (p == end || *p++ != '{')
@@ -43,20 +44,18 @@ static as_slice leading_type(as_slice d)
     return q ? (as_slice){p, (size_t)(q - p)} : none;
 }
 
-int as_sse_is_terminator(const as_sse_ev *ev)
-{
+int as_sse_is_terminator(const as_sse_ev *ev) {
     for (size_t i = 0; i < sizeof terminator_data / sizeof *terminator_data; i++)
-        if (slice_is(ev->data, terminator_data[i]))
+        if (same(ev->data, terminator_data[i]))
             return 1;
-    as_slice type = slice_is(ev->event, "message") && ev->data.n ? leading_type(ev->data) : ev->event;
+    as_slice type = same(ev->event, unnamed) && ev->data.n ? leading_type(ev->data) : ev->event;
     for (size_t i = 0; i < sizeof terminator_type / sizeof *terminator_type; i++)
-        if (slice_is(type, terminator_type[i]))
+        if (same(type, terminator_type[i]))
             return 1;
     return 0;
 }
 
-void as_sse_init(as_sse *s, as_budget *budget, size_t max_event)
-{
+void as_sse_init(as_sse *s, as_budget *budget, size_t max_event) {
     memset(s, 0, sizeof *s);
     s->budget = budget;
     s->max_event = max_event ? max_event : AS_SSE_MAX_EVENT;
@@ -71,8 +70,7 @@ static void settle(as_sse *s) /* charge the memory we hold now to the budget */
     s->held = now;
 }
 
-void as_sse_free(as_sse *s)
-{
+void as_sse_free(as_sse *s) {
     as_hbuf_free(&s->line);
     as_hbuf_free(&s->data);
     as_hbuf_free(&s->name);
@@ -81,8 +79,7 @@ void as_sse_free(as_sse *s)
 }
 
 /* Append to an owned buffer, up to `max` bytes and what the budget allows. 0 when something was left out. */
-static int keep(as_sse *s, as_hbuf *b, const uint8_t *p, size_t n, size_t max)
-{
+static int keep(as_sse *s, as_hbuf *b, const uint8_t *p, size_t n, size_t max) {
     size_t room = b->n < max ? max - b->n : 0;
     int whole = n <= room;
     if (!whole)
@@ -101,8 +98,7 @@ static int keep(as_sse *s, as_hbuf *b, const uint8_t *p, size_t n, size_t max)
     return as_hbuf_add(b, p, n) && whole;
 }
 
-static void reset_event(as_sse *s)
-{
+static void reset_event(as_sse *s) {
     s->has_data = s->over = 0;
     s->d_own = s->ev_own = 0;
     s->d = s->ev = (as_slice){NULL, 0};
@@ -113,10 +109,9 @@ static void reset_event(as_sse *s)
     }
 }
 
-static void dispatch(as_sse *s, uint64_t ts, int truncated, as_sse_cb cb, void *u)
-{
+static void dispatch(as_sse *s, uint64_t ts, int truncated, as_sse_cb cb, void *u) {
     if (s->has_data) {
-        as_sse_ev ev = {.event = s->ev.n ? s->ev : (as_slice){(const uint8_t *)"message", 7},
+        as_sse_ev ev = {.event = s->ev.n ? s->ev : unnamed,
                         .data = s->d,
                         .id = {s->id.p, s->id.n},
                         .retry = s->retry,
@@ -144,8 +139,7 @@ static void own_data(as_sse *s) /* data that lies in the piece moves into our bu
     }
 }
 
-static void own_name(as_sse *s)
-{
+static void own_name(as_sse *s) {
     if (s->ev.n && !s->ev_own) {
         s->name.n = 0;
         (void)keep(s, &s->name, s->ev.p, s->ev.n, AS_SSE_MAX_NAME);
@@ -154,8 +148,7 @@ static void own_name(as_sse *s)
     }
 }
 
-static void add_data(as_sse *s, as_slice v, int borrowed)
-{
+static void add_data(as_sse *s, as_slice v, int borrowed) {
     if (!s->has_data && borrowed) {
         s->has_data = 1;
         if (v.n > s->max_event) {
@@ -174,13 +167,11 @@ static void add_data(as_sse *s, as_slice v, int borrowed)
     s->d = (as_slice){s->data.p, s->data.n};
 }
 
-static int is_field(const uint8_t *p, size_t n, const char *name, size_t len)
-{
+static int is_field(const uint8_t *p, size_t n, const char *name, size_t len) {
     return n >= len && !memcmp(p, name, len) && (n == len || p[len] == ':');
 }
 
-static as_slice field_value(const uint8_t *p, size_t n, size_t len)
-{
+static as_slice field_value(const uint8_t *p, size_t n, size_t len) {
     size_t at = n > len ? len + 1 : len;
     if (at < n && p[at] == ' ')
         at++;
@@ -188,8 +179,7 @@ static as_slice field_value(const uint8_t *p, size_t n, size_t len)
 }
 
 /* One line, without its end. `borrowed`: it lies in the piece and stays until the piece ends. */
-static void line(as_sse *s, const uint8_t *p, size_t n, int borrowed, uint64_t ts, as_sse_cb cb, void *u)
-{
+static void line(as_sse *s, const uint8_t *p, size_t n, int borrowed, uint64_t ts, as_sse_cb cb, void *u) {
     if (!n) {
         s->resync = 0;
         dispatch(s, ts, 0, cb, u);
@@ -232,20 +222,17 @@ static void line(as_sse *s, const uint8_t *p, size_t n, int borrowed, uint64_t t
     }
 }
 
-static const uint8_t *find(const uint8_t *p, const uint8_t *end, int c)
-{
+static const uint8_t *find(const uint8_t *p, const uint8_t *end, int c) {
     const uint8_t *q = memchr(p, c, (size_t)(end - p));
     return q ? q : end;
 }
 
-static void keep_line(as_sse *s, const uint8_t *p, size_t n)
-{
+static void keep_line(as_sse *s, const uint8_t *p, size_t n) {
     if (!keep(s, &s->line, p, n, s->max_event + AS_SSE_MAX_NAME)) /* a field's name fits beside its value */
         s->line_over = 1;
 }
 
-void as_sse_feed(as_sse *s, const uint8_t *p, size_t n, uint64_t ts, as_sse_cb cb, void *u)
-{
+void as_sse_feed(as_sse *s, const uint8_t *p, size_t n, uint64_t ts, as_sse_cb cb, void *u) {
     static const uint8_t bom[3] = {0xef, 0xbb, 0xbf};
     const uint8_t *start = p, *end = p + n;
     while (s->bom < 3 && p < end) {
@@ -298,8 +285,9 @@ void as_sse_feed(as_sse *s, const uint8_t *p, size_t n, uint64_t ts, as_sse_cb c
 }
 
 /* Cheap test for "this is a whole JSON text": the brackets at both ends. */
-static int looks_whole(as_slice d)
-{
+static int looks_whole(as_slice d) {
+    if (!d.n)
+        return 0;
     const uint8_t *end = d.p + d.n;
     const uint8_t *p = skip_blank(d.p, end);
     while (end > p && (end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\n' || end[-1] == '\r'))
@@ -307,8 +295,7 @@ static int looks_whole(as_slice d)
     return end - p >= 2 && ((*p == '{' && end[-1] == '}') || (*p == '[' && end[-1] == ']'));
 }
 
-static void cut(as_sse *s, uint64_t ts, as_sse_cb cb, void *u)
-{
+static void cut(as_sse *s, uint64_t ts, as_sse_cb cb, void *u) {
     if (s->has_data && looks_whole(s->d))
         dispatch(s, ts, 1, cb, u);
     else
@@ -317,8 +304,7 @@ static void cut(as_sse *s, uint64_t ts, as_sse_cb cb, void *u)
     s->line_over = 0;
 }
 
-void as_sse_gap(as_sse *s, uint64_t ts, as_sse_cb cb, void *u)
-{
+void as_sse_gap(as_sse *s, uint64_t ts, as_sse_cb cb, void *u) {
     cut(s, ts, cb, u);
     s->after_gap = 1;
     s->resync = 1;
@@ -326,8 +312,7 @@ void as_sse_gap(as_sse *s, uint64_t ts, as_sse_cb cb, void *u)
     s->bom = 3;
 }
 
-void as_sse_end(as_sse *s, uint64_t ts, as_sse_cb cb, void *u)
-{
+void as_sse_end(as_sse *s, uint64_t ts, as_sse_cb cb, void *u) {
     if (s->line.n)
         line(s, s->line.p, s->line.n, 0, ts, cb, u);
     cut(s, ts, cb, u);

@@ -288,6 +288,9 @@ def summarise(runs: list[dict[str, Any]], connections: list[int]) -> list[dict[s
             rate = _mean(of_mode, "calls_per_s")
             row = {"connections": count, "mode": mode, "calls_per_s": round(rate, 1), "rounds": len(of_mode)}
             row["ratio"] = round(rate / base, 3) if base else None
+            if mode != "unobserved":  # round by round, for machines that are not quiet
+                pairs = zip(of_mode, rates.get("unobserved", []), strict=False)
+                row["ratios"] = [round(run["calls_per_s"] / bare["calls_per_s"], 3) for run, bare in pairs]
             row["calls"] = sum(run["calls"] for run in of_mode)
             row["mb_once"] = round(sum(run["mb_once"] for run in of_mode), 1)
             row["ms_p99"] = round(_mean(of_mode, "ms_p99"), 2)

@@ -142,8 +142,10 @@ static int sniff_request(const uint8_t *p, size_t n) {
         return -1;
     if (*p == '/')
         return 1;
-    if (*p == '*')
-        return n < 2 ? -1 : p[1] != ' ' ? 0 : n < 8 ? -1 : !memcmp(p + 2, "HTTP/1", 6);
+    if (*p == '*') {
+        size_t k = n - 1 < 7 ? n - 1 : 7;
+        return memcmp(p + 1, " HTTP/1", k) != 0 ? 0 : k == 7 ? 1 : -1;
+    }
     for (size_t k = 0; k < 4; k++) {
         if (k == n)
             return -1;

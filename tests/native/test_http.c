@@ -106,11 +106,101 @@ static int run_case(const char *path, tcase *t) {
     return bad;
 }
 
+#define CHECK(cond)                                                                                                              \
+    do {                                                                                                                         \
+        if (!(cond)) {                                                                                                           \
+            printf("FAIL %s:%d: %s\n", __FILE__, __LINE__, #cond);                                                               \
+            failures++;                                                                                                          \
+        }                                                                                                                        \
+    } while (0)
+
+static int failures;
+
+static void test_sniff(void) {
+    static const struct {
+        const char *p;
+        int want;
+    } t[] = {{"", -1},
+             {"\r\n", -1},
+             {"GET", -1},
+             {"GET ", -1},
+             {"GET /", 1},
+             {"M-SEARCH * HTTP/1.1", 1},
+             {"OPTIONS *", -1},
+             {"SET * x", 0},
+             {"GET http", 1},
+             {"GET key", 0},
+             {"EHLO host", 0},
+             {"CONNECT a:1", 1},
+             {"PRI * HTTP/2.0\r\n", 0},
+             {"HTTP/1.1 20", -1},
+             {"HTTP/1.1 200", 1},
+             {"HTTP/1.1 OK", 0},
+             {"HTTP/2 200", 0},
+             {"HTTP/1", -1},
+             {"\x16\x03\x01", 0},
+             {"*1\r\n", 0},
+             {"averyveryverylongwordthatisnomethod", 0}};
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        size_t n = strlen(t[i].p);
+        if (as_http_sniff(guarded(t[i].p, n), n) != t[i].want) {
+            printf("FAIL sniff \"%s\": wanted %d\n", t[i].p, t[i].want);
+            failures++;
+        }
+    }
+}
+
+static void count_unpaired(void *u, const as_hmsg *m) {
+    int *n = u;
+    n[m->flags & AS_HM_NO_REQUEST ? 1 : 0]++;
+    if (m->exchange != (uint64_t)(n[0] + n[1] - 1))
+        abort();
+}
+
+/* The bounds on what waits: requests without an answer, and answers without a request. What exceeds them is counted, not lost. */
+static void test_bounds(void) {
+    static const char req[] = "GET / HTTP/1.1\r\nHost: a\r\n\r\n", resp[] = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    as_hstats st = {0};
+    as_hsink sink = {.response = count_unpaired};
+    int seen[2] = {0, 0};
+    as_hconn *c = as_hconn_new(NULL, &sink, seen, &st);
+    for (int i = 0; i < 1100; i++)
+        as_hconn_feed(c, 0, (const uint8_t *)req, sizeof req - 1, NULL);
+    CHECK(st.requests == 1100 && st.queue_overflow == 1100 - 1024);
+    for (int i = 0; i < 1100; i++)
+        as_hconn_feed(c, 1, (const uint8_t *)resp, sizeof resp - 1, NULL);
+    CHECK(seen[0] == 1024 && seen[1] == 1100 - 1024 && st.unpaired_responses == 1100 - 1024);
+    as_hconn_feed(c, 0, (const uint8_t *)req, sizeof req - 1, NULL); /* in step again */
+    as_hconn_feed(c, 1, (const uint8_t *)resp, sizeof resp - 1, NULL);
+    CHECK(seen[0] == 1025);
+    as_hconn_free(c);
+
+    memset(&st, 0, sizeof st);
+    seen[0] = seen[1] = 0;
+    c = as_hconn_new(NULL, &sink, seen, &st);
+    for (int i = 0; i < 10000; i++)
+        as_hconn_feed(c, 1, (const uint8_t *)resp, sizeof resp - 1, NULL);
+    CHECK(st.hold_overflow == 1 && seen[1] == 10000);
+    as_hconn_free(c);
+
+    memset(&st, 0, sizeof st); /* every byte of a connection that is no HTTP is handed on and counted */
+    c = as_hconn_new(NULL, NULL, NULL, &st);
+    as_hconn_feed(c, 0, (const uint8_t *)"\x01junk\n", 6, NULL);
+    as_hconn_feed(c, 0, (const uint8_t *)req, sizeof req - 1, NULL);
+    as_hconn_flush(c, NULL);
+    CHECK(st.raw_bytes == 6 && st.skipped_bytes == 6 && st.resyncs == 1 && st.requests == 1);
+    as_hconn_feed(c, 0, (const uint8_t *)req, sizeof req - 1, NULL); /* behind the end: handed on */
+    CHECK(st.raw_bytes == 6 + sizeof req - 1);
+    as_hconn_free(c);
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         fprintf(stderr, "usage: %s DIR [-v]\n", argv[0]);
         return 2;
     }
     verbose = argc > 2;
-    return cases_in_dir(argv[1], run_case);
+    test_sniff();
+    test_bounds();
+    return cases_in_dir(argv[1], run_case) || failures;
 }

@@ -308,8 +308,23 @@ int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, a
 }
 
 /* ---- function starts ---- */
-/* .eh_frame_hdr (LSB core, 10.6.2): a table of (start, fde) sorted by start, both relative to the header. 1: va is a start, 0: it
- * is not, -1: no table that we read */
+/* Whether the frame description at address fde, of code from `start` on, covers va. 1, 0, or -1: not in the usual encoding. */
+static int fde_covers(as_elf *e, uint64_t fde, uint64_t start, uint64_t va) {
+    struct {
+        uint32_t length, cie;
+        int32_t begin; /* relative to itself */
+        uint32_t range;
+    } f;
+    uint64_t off = as_elf_offset(e, fde, PF_R);
+    if (off == UINT64_MAX || as_elf_read(e, &f, sizeof f, off) != AS_ELF_OK)
+        return -1;
+    if (f.length < 12 || f.length >= 0xfffffff0 || !f.cie || fde + 8 + (uint64_t)(int64_t)f.begin != start)
+        return -1;
+    return va - start < f.range;
+}
+
+/* .eh_frame_hdr (LSB core, 10.6.2): a table of (start, fde) sorted by start, both relative to the header. 1: va is a start; 0: it
+ * lies inside a function; -1: nothing is known of it (no table that we read, or code without frame descriptions). */
 static int in_eh_table(as_elf *e, uint64_t va) {
     uint8_t h[12];
     if (e->eh_size < sizeof h || as_elf_read(e, h, sizeof h, e->eh_off) != AS_ELF_OK)
@@ -322,19 +337,25 @@ static int in_eh_table(as_elf *e, uint64_t va) {
     if (!count || count > (e->eh_size - sizeof h) / 8)
         return -1;
     int64_t want = (int64_t)(va - e->eh_va);
-    for (uint32_t lo = 0, hi = count; lo < hi;) {
+    int32_t row[2], before[2] = {0, 0};
+    uint32_t lo = 0;
+    for (uint32_t hi = count; lo < hi;) {
         uint32_t mid = lo + (hi - lo) / 2;
-        int32_t start;
-        if (as_elf_read(e, &start, sizeof start, e->eh_off + sizeof h + (uint64_t)mid * 8) != AS_ELF_OK)
+        if (as_elf_read(e, row, sizeof row, e->eh_off + sizeof h + (uint64_t)mid * 8) != AS_ELF_OK)
             return -1;
-        if (start == want)
+        if (row[0] == want)
             return 1;
-        if (start < want)
+        if (row[0] < want) {
             lo = mid + 1;
-        else
+            memcpy(before, row, sizeof row);
+        } else {
             hi = mid;
+        }
     }
-    return 0;
+    if (!lo)
+        return -1;
+    int covered = fde_covers(e, e->eh_va + (uint64_t)(int64_t)before[1], e->eh_va + (uint64_t)(int64_t)before[0], va);
+    return covered == 1 ? 0 : -1;
 }
 
 static int begins_like_function(as_elf *e, uint64_t va) {

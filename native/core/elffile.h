@@ -86,8 +86,8 @@ int as_elf_find(as_elf *e, uint64_t off, uint64_t size, const as_pat *pats, uint
 /* Looks up n names in the dynamic (table 11, SHT_DYNSYM) or static (2, SHT_SYMTAB) symbol table; out[i] for names[i]. */
 int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out);
 
-/* 1: a function begins at va, by .eh_frame_hdr or, where the file has none that can be read, by its first bytes (x86-64);
- * 0: none does. */
+/* 1: a function begins at va, by .eh_frame_hdr or, where that says nothing of this place, by its alignment or its first bytes
+ * (x86-64); 0: none does. */
 int as_elf_is_function(as_elf *e, uint64_t va);
 
 const char *as_elf_strstatus(int status);

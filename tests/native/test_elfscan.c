@@ -279,17 +279,20 @@ static void test_not_found(void) {
     CHECK(f.how == AS_HOW_NONE && f.evidence == 7 && strstr(f.reason, "x86-64"));
 }
 
+/* What frame descriptions say of a place: 0 a function begins there, 1 it lies inside one, 2 nothing. */
 static void test_eh_frame_hdr(void) {
-    for (int listed = 0; listed < 2; listed++) {
+    for (int what = 0; what < 3; what++) {
         uint64_t fn = make_calls(ET_DYN, 0, 0, 0);
-        int32_t table[] = {0, 0, (int32_t)(fn - 0xc00 + (listed ? 0 : 1)), 0, 0x5000, 0};
-        uint8_t head[12] = {1, 0x1b, 3, 0x3b};
-        head[8] = 3;
+        uint8_t head[12] = {1, 0x1b, 3, 0x3b, 0, 0, 0, 0, 3};
+        int32_t start = (int32_t)fn - (what ? 1 : 0);
+        int32_t table[] = {0, 0x200, start - 0xc00, 0x100, 0x5000, 0x200};
+        int32_t fde[] = {12, 4, start - 0xd08, what == 2 ? 1 : 64};
         memcpy(image + 0xc00, head, sizeof head);
         memcpy(image + 0xc0c, table, sizeof table);
+        memcpy(image + 0xd00, fde, sizeof fde);
         ehdr()->e_phnum = 3;
         *phdr(2) = (Elf64_Phdr){.p_type = PT_GNU_EH_FRAME, .p_offset = 0xc00, .p_vaddr = 0xc00, .p_filesz = 12 + sizeof table};
-        CHECK(scan().how == (listed ? AS_HOW_XREF : AS_HOW_NONE));
+        CHECK(scan().how == (what == 1 ? AS_HOW_NONE : AS_HOW_XREF));
     }
 }
 

@@ -3,6 +3,9 @@
  * What could a message begin with, and where? Pure functions on bytes, for a direction that begins in the middle, or behind a hole.
  * A start line found here is only a candidate: http_flow.c takes it when a whole valid head follows.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memmem */
+#endif
 #include "http_int.h"
 
 /* A request line can follow directly on the last byte of a body. Where the method begins is then clear only for known ones. */

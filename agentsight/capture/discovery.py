@@ -51,11 +51,12 @@ class ProbeTarget:
 
 @dataclass(frozen=True, slots=True)
 class Dark:
-    """A file that seems to hold a stack whose secrets we cannot take."""
+    """A file with a stack, it seems, whose secrets we cannot take. `used`: by a process that was asked for, or the file was named."""
 
     path: str
     stack: str
     reason: str
+    used: bool = False
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Discovery:
         self.problems = self._cache.problems
         self._mapped = _mapped_pattern(self.stacks)
         self._programs = any(stack.executables for stack in self.stacks)
-        self._seen: dict[FileKey, None] = {}
+        self._seen: dict[FileKey, list[tuple[str, str]]] = {}  # its dark stacks and why
         self._given: dict[tuple[int, int, int], None] = {}  # device, inode, offset
         self._open: dict[int, None] = {}  # descriptors behind the paths of targets
         self._saved = 0.0
@@ -132,7 +133,7 @@ class Discovery:
 
     def process(self, pid: int) -> list[ProbeTarget]:
         """Places in the program and the mapped libraries of a process that are not told yet; empty for one that is gone."""
-        found = self._look(self._of_process(pid)) if self.stacks else []
+        found = self._look(self._of_process(pid), used=True) if self.stacks else []
         if found and time.monotonic() - self._saved > SAVE_EVERY:
             with self._lock:
                 self._cache.save()
@@ -146,7 +147,7 @@ class Discovery:
             os.close(hostfile.open_file(name))
         except OSError as e:
             raise TargetError(f"{name} cannot be opened: {e.strerror}") from None
-        return self._look([_plain_file(name)])
+        return self._look([_plain_file(name)], used=True)
 
     def close(self) -> None:
         """Save what was learnt and close the files behind the targets: to be called when probes are attached for good."""
@@ -220,40 +221,40 @@ class Discovery:
 
     # ---- looking ----
 
-    def _look(self, files: Iterable[_File]) -> list[ProbeTarget]:
+    def _look(self, files: Iterable[_File], used: bool = False) -> list[ProbeTarget]:
         found: list[ProbeTarget] = []
         for file in files:
             with self._lock:
                 try:
-                    found += self._look_at(file)
+                    found += self._look_at(file, used)
                 except (FileNotFoundError, ProcessLookupError):
                     self.counters.vanished += 1
                 except OSError as e:
                     self.counters.unreadable += 1
                     for stack in file.stacks:
-                        self._tell_dark(file.display, stack, e.strerror or "cannot be read")
+                        self._tell_dark(Dark(file.display, stack, e.strerror or "cannot be read", used))
         return found
 
-    def _look_at(self, file: _File) -> list[ProbeTarget]:
+    def _look_at(self, file: _File, used: bool) -> list[ProbeTarget]:
         try:
             key = FileKey.of(os.stat(file.stat_path))
         except PermissionError:  # map_files without the right to it
             key = None
         if key is not None:
-            if key in self._seen or key.size < file.least:
+            if key.size < file.least or self._is_seen(file, key, used):
                 return []
             entry = self._cache.get(key)
             if entry is not None and not entry.places:
-                self._done(file, entry)
+                self._done(file, entry, used)
                 return []
         fd = file.open()
         keep = False
         try:
             key = FileKey.of(os.fstat(fd))
-            if key in self._seen:
+            if self._is_seen(file, key, used):
                 return []
             entry = self._known(key, fd) or self._search(key, fd)
-            self._done(file, entry)
+            self._done(file, entry, used)
             targets = self._targets(entry, fd, file.display)
             keep = bool(targets)
             return targets
@@ -290,19 +291,22 @@ class Discovery:
             self._cache.put(entry)
         return entry
 
-    def _done(self, file: _File, entry: Entry) -> None:
+    def _is_seen(self, file: _File, key: FileKey, used: bool) -> bool:
+        """Whether a file was looked at before. What is dark in it is told again when it turns out to be used."""
+        dark = self._seen.get(key)
+        for stack, reason in dark or ():
+            self._tell_dark(Dark(file.display, stack, reason, used))
+        return dark is not None
+
+    def _done(self, file: _File, entry: Entry, used: bool) -> None:
         while len(self._seen) >= MAX_SEEN:
             del self._seen[next(iter(self._seen))]
-        self._seen[entry.key] = None
-        if entry.status:
-            for stack in file.stacks:
-                self._tell_dark(file.display, stack, entry.status)
-        for miss in entry.misses:
-            if miss.likely or miss.stack in file.stacks:
-                self._tell_dark(file.display, miss.stack, miss.reason)
+        dark = [(stack, entry.status) for stack in file.stacks if entry.status]
+        dark += [(miss.stack, miss.reason) for miss in entry.misses if miss.likely or miss.stack in file.stacks]
+        self._seen[entry.key] = dark
+        self._is_seen(file, entry.key, used)
 
-    def _tell_dark(self, path: str, stack: str, reason: str) -> None:
-        dark = Dark(path, stack, reason)
+    def _tell_dark(self, dark: Dark) -> None:
         if dark in self.dark:
             return
         if len(self.dark) < MAX_DARK:

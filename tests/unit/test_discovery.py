@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 import agentsight.tls
 from agentsight.capture import hostfile
-from agentsight.capture.discovery import Discovery, ProbeTarget
+from agentsight.capture.discovery import Dark, Discovery, ProbeTarget
 from agentsight.capture.scancache import FILE_NAME
 from agentsight.errors import TargetError, UsageError
 from agentsight.tls import STACKS, Arguments, KeylogFunction, Reg, TlsStack, select
@@ -237,9 +237,17 @@ def test_dark(discovery: Discovery, tmp_path: Path) -> None:
     with Running(tmp_path / "libssl.so.7") as p:
         for _ in range(2):
             assert [t for t in discovery.process(p.pid) if t.display_path.startswith(str(tmp_path))] == []
-    assert [(d.path, d.stack, d.reason) for d in discovery.dark] == [
-        (str(tmp_path / "libssl.so.7"), "openssl", "no symbol, and 0 of its key-log labels")
-    ]
+    reason = "no symbol, and 0 of its key-log labels"
+    assert discovery.dark == [Dark(str(tmp_path / "libssl.so.7"), "openssl", reason, used=True)]
+
+
+def test_dark_on_the_host_is_told_again_when_used(discovery: Discovery, tmp_path: Path) -> None:
+    path = compile_c(tmp_path / "libssl.so.7", "-shared", "-fPIC", source="int unrelated(void) { return 1; }")
+    with Running(path) as p:
+        discovery.host()
+        assert [d.used for d in discovery.dark if d.path == str(path)] == [False]
+        discovery.process(p.pid)
+        assert [d.used for d in discovery.dark if d.path == str(path)] == [False, True]
 
 
 def test_paths_stay_open_until_closed(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class ProbeTarget:
 
 @dataclass(frozen=True, slots=True)
 class Dark:
-    """A file with a stack, it seems, whose secrets we cannot take. `used`: by a process that was asked for, or the file was named."""
+    """A file that seems to hold a stack whose secrets we cannot take. `used`: by a process asked for, or the file was named."""
 
     path: str
     stack: str

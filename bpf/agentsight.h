@@ -83,7 +83,7 @@ struct as_data {
     __u8 data[];
 };
 
-#define AS_CONN_FROM_START 0x1 /* offsets count from the first byte of the connection */
+#define AS_CONN_FROM_START 0x1 /* seen from its first byte on, in both directions: offset 0 is the byte after the SYN */
 #define AS_CONN_CLIENT 0x2     /* connect() was called on it */
 #define AS_CONN_SERVER 0x4     /* it came out of accept() */
 #define AS_CONN_KTLS_TX 0x8    /* kernel TLS: what is written is plaintext from here on */
@@ -115,7 +115,17 @@ struct as_close {
     __u64 holes[2];    /* all other holes of known length */
     __u64 dropped[2];  /* refused by the full ring */
     __u32 err;         /* sk_err */
-    __u32 pad;
+    __u8 cls[2];       /* enum as_class of the first bytes, by AS_DIR_* */
+    __u16 flags;       /* AS_CONN_*, as known at the end */
+};
+
+/* what the first bytes of a direction look like; AS_CLS_NONE where they were not copied */
+enum as_class {
+    AS_CLS_NONE = 0,
+    AS_CLS_TLS = 1,     /* a TLS record: handshake, 3.x */
+    AS_CLS_HTTP = 2,    /* a method of HTTP, or HTTP/ */
+    AS_CLS_CONNECT = 3, /* a request to a proxy: CONNECT, SOCKS 4 or 5, PROXY */
+    AS_CLS_OTHER = 4,
 };
 
 /* ---- stdio ---- */
@@ -260,8 +270,52 @@ struct as_target { /* value of map `targets`, key: __u32 tgid */
 
 #define AS_NAME_MAX 64 /* key of map `names`: zero-padded basename; value: struct as_target to give at exec */
 
-/* map `ctl`, key: __u64 socket cookie, value: __u8 */
+/* map `ctl`, key: __u64 socket cookie, value: __u8; read again for a socket when as_shared.ctl_gen has changed */
 #define AS_CTL_COPY 0
 #define AS_CTL_SKIP 1 /* count its bytes, do not copy them */
+
+struct as_excl { /* key of map `stdio_excl`: a pipe or terminal that is ours */
+    __u64 ino;
+    __u32 dev; /* kernel encoding */
+    __u32 pad;
+};
+
+/* read-only data of the programs, written before they are loaded */
+struct as_config {
+    __u8 sys_exit;      /* TCP at sys_exit (1) or at sock_send_length/sock_recv_length (0) */
+    __u8 track_all;     /* not 0: every process but those in `excluded`, with these AS_T_*; 0: those in `targets` */
+    __u8 mirror;        /* the mirror rule: loopback bytes are copied at their sender only */
+    __u8 stdio_all_fds; /* not only 0, 1, 2 */
+    __u8 uid_on;        /* only this uid */
+    __u8 cgroup_on;     /* only this cgroup (v2 id) and those below it */
+    __u8 names_on;      /* `names` may get entries */
+    __u8 wake_shift;    /* the reader is woken each 1 << wake_shift bytes; it has a timer besides */
+    __u32 uid;
+    __u32 cgroup_level; /* depth of that cgroup, the root is 0 */
+    __u64 cgroup;
+    __u64 ring_limit; /* payload is refused when more bytes than this wait in the ring */
+    __u32 stdio_max;  /* bytes copied per call */
+    __u32 page_kb;
+};
+
+/* memory that programs and user space share */
+struct as_shared {
+    __u32 ctl_gen; /* counts the changes of `ctl` */
+};
+
+enum as_stat { /* index of the per-CPU array `stats` */
+    AS_ST_HITS = 0,    /* calls of targets with data on a socket */
+    AS_ST_COPIED = 1,  /* bytes copied */
+    AS_ST_PEEK = 2,    /* reads with MSG_PEEK, ignored */
+    AS_ST_NOT_TCP = 3, /* calls on other sockets */
+    AS_ST_FAULT = 4,   /* reads of user memory that failed */
+    AS_ST_COMPAT = 5,  /* 32-bit calls */
+    AS_ST_MIRROR = 6,  /* calls left to the sender's copy */
+    AS_ST_NO_CALL = 7, /* transfers that are not the thread's own call: splice, sendfile, io_uring */
+    AS_ST_RACE = 8,    /* two calls on one socket and direction at once */
+    AS_ST_NO_STATE = 9,/* sockets without room for their state */
+    AS_ST_STDIO = 10,  /* calls copied as stdio */
+    AS_ST_MAX = 16,
+};
 
 #endif

@@ -44,11 +44,15 @@ static const as_tls_sink tls_sink = {tls_plain, tls_gap, tls_handshake, tls_eof}
 
 /* ---- to HTTP ---- */
 
-static as_hconn *need_http(conn *c) {
+static int joined_late(const conn *c) { return !c->side[0].from_start && !c->side[1].from_start; }
+
+static as_hconn *need_http(conn *c, const as_meta *m) {
     if (!c->http) {
         as_engine *e = c->e;
         as_hopts o = {.budget = &e->budget, .keep_sse_body = e->o.raw_data};
         c->http = as_hconn_new(&o, &emit_http_sink, c, &e->hstats);
+        for (int f = 0; c->http && joined_late(c) && f < 2; f++)
+            as_hconn_gap(c->http, f, 0, m); /* what is seen first need not be a message's beginning */
     }
     return c->http;
 }
@@ -60,7 +64,7 @@ static void plaintext(conn *c, int f, const uint8_t *p, size_t n, const as_meta 
     if (c->e->o.raw_data)
         raw_keep(c, f, p, n);
     w->plain_off += n;
-    as_hconn *h = need_http(c);
+    as_hconn *h = need_http(c, m);
     if (h)
         as_hconn_feed(h, f, p, n, m);
     else
@@ -134,8 +138,7 @@ void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
         first = w->sniff;
         have = w->n_sniff + take;
     }
-    int late = !c->side[0].from_start && !c->side[1].from_start;
-    int tls = as_tls_sniff(first, have, late);
+    int tls = as_tls_sniff(first, have, joined_late(c));
     int http = conn_plain_allowed(c) ? as_http_sniff(first, have) : 0;
     enum conn_kind kind = C_UNKNOWN;
     if (tls > 0)

@@ -59,6 +59,7 @@ class SslEvent(Event, frozen=True, omit_defaults=True, gc=False):
     cipher: str | None = None
     sni: str | None = None
     alpn: str | None = None
+    withheld: bool = False  # bytes that are no text: not shown, since nothing in them can be redacted
 
 
 class HttpEvent(Event, frozen=True, omit_defaults=True):
@@ -187,6 +188,7 @@ class StdioEvent(Event, frozen=True, omit_defaults=True, gc=False):
     offset: int
     data_base64: str | None = None
     bytes_lost: int = 0
+    withheld: bool = False  # as in SslEvent
 
 
 class ProcessEvent(Event, frozen=True, omit_defaults=True):

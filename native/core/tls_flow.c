@@ -288,7 +288,7 @@ void as_run_held(as_tls *t, as_flow *f) {
     while (f->sn) {
         as_meta m;
         const uint8_t *p = f->qn ? f->q + f->qoff : NULL;
-        size_t at = f->qn >= 5 && !f->skip ? 4 + as_be16(p + 3) : 0, n = region(f, at, &m);
+        size_t at = f->skip ? 0 : f->qn < 5 ? SIZE_MAX : 4 + as_be16(p + 3), n = region(f, at, &m);
         long r = n ? as_step(t, f, p, n, &m) : 0;
         if (r > 0) {
             pop(f, (size_t)r);

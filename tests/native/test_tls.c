@@ -228,8 +228,17 @@ static void play(run *r, const tc_case *c, const plan *p) {
     } else if (p->order == SHUFFLED) {
         if (p->when == KEYS_RECORDED)
             keys(r);
-        while (r->at[0] < c->nwire[0] || r->at[1] < c->nwire[1])
+        size_t late = 0;
+        while (r->at[0] < c->nwire[0] || r->at[1] < c->nwire[1]) {
             play_flow(r, (int)rnd(2), 1 + rnd(3000));
+            while (p->when == KEYS_EACH_LATE && late < c->nitem && c->item[late].kind != IT_KEY)
+                late++;
+            if (p->when == KEYS_EACH_LATE && late < c->nitem && rnd(2)) /* anywhere, also inside a record */
+                add_secret(r, &c->item[late++]);
+        }
+        for (; p->when == KEYS_EACH_LATE && late < c->nitem; late++)
+            if (c->item[late].kind == IT_KEY)
+                add_secret(r, &c->item[late]);
     } else {
         size_t late = 0;
         for (size_t i = 0; i < c->nitem; i++) {
@@ -494,8 +503,12 @@ static void one(const tc_case *c, const char *name) {
     whole(c, (plan){.order = SERVER_FIRST}, "server first, then secrets");
     for (int i = 0; i < 5; i++)
         whole(c, (plan){.order = SHUFFLED, .when = i % 2 ? KEYS_LATE : KEYS_FIRST}, "shuffled");
-    for (size_t cut = small ? 1 : 7; cut < 20000; cut = cut * 5 + 2)
-        whole(c, (plan){.cut = cut, .when = cut % 2 ? KEYS_RECORDED : KEYS_LATE}, "cut");
+    for (int i = 0; i < (small ? 12 : 3); i++)
+        whole(c, (plan){.order = SHUFFLED, .when = KEYS_EACH_LATE, .cut = 1 + rnd(small ? 4 : 400)},
+              "shuffled, each secret late");
+    for (size_t cut = small ? 1 : 37; cut < 20000; cut = cut * 5 + 2)
+        for (int late = 0; late < 2; late++)
+            whole(c, (plan){.cut = cut, .when = late ? KEYS_EACH_LATE : KEYS_RECORDED}, "cut");
     for (size_t s = 1; small && s < 3000; s += s < 400 ? 1 : 37)
         for (int f = 0; f < 2; f++)
             whole(c, (plan){.split = {f ? 0 : s, f ? s : 0}}, "split");

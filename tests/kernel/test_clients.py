@@ -16,7 +16,7 @@ import pytest
 
 from modelserver import ModelServer
 
-from harness import CLIENTS, assert_equal_to_journal, data, record, replay
+from kernel.harness import CLIENTS, assert_equal_to_journal, data, record, replay
 
 PYTHON = sys.executable
 
@@ -106,9 +106,13 @@ def test_pipelined_requests(server: ModelServer, tmp_path: Path) -> None:
     record(tmp_path / "capture", [PYTHON, CLIENTS / "pipelined.py", server.url], env=server.environment())
     journal = server.journal.wait_closed(at_least=1)
     assert_equal_to_journal(replay(tmp_path / "capture", "--ssl-http", "false"), journal)
-    calls = data(replay(tmp_path / "capture"), "llm_call")
-    assert len(calls) == sum(c.requests for c in journal) >= 2
-    assert [c["exchange_id"] for c in calls] == list(range(len(calls)))
+    messages = data(replay(tmp_path / "capture"), "http_parser")
+    bodies = {
+        kind: [(m["exchange_id"], m["body"]) for m in messages if m["message_type"] == kind] for kind in ("request", "response")
+    }
+    assert bodies["request"] == bodies["response"]  # /echo gives back what it got
+    assert [number for number, _ in bodies["request"]] == [0, 1]
+    assert [body[:3] for _, body in bodies["request"]] == ["0:p", "1:p"]
 
 
 def test_socket_passed_and_inherited(server: ModelServer, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_without_openssl_the_bytes_are_counted_as_not_opened(server: ModelServer
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    from harness import events
+    from kernel.harness import events
 
     found = events(log)
     assert not data(found, "llm_call")

@@ -26,7 +26,7 @@ BUILTIN: dict[str, tuple[tuple[str, str], ...]] = {
         ("sse", "agentsight.analyzers.sse_merge:SSEProcessor"),
         ("http", "agentsight.analyzers.http:HTTPParser"),
         ("llm", "agentsight.analyzers.llm_calls:LlmCalls"),
-        ("redaction", "agentsight.analyzers.redaction:Redaction"),
+        ("redaction", "agentsight.analyzers.redact:Redactor"),
     ),
     "sinks": (
         ("console", "agentsight.sinks.console:Console"),

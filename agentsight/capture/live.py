@@ -20,7 +20,7 @@ from agentsight.capture import procfs, rights
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, programs
 from agentsight.capture.targets import Targets, flags_of, is_program
-from agentsight.errors import CaptureError, TargetError
+from agentsight.errors import CaptureError, CaptureFileError, TargetError
 from agentsight.events import Event, ProcessEvent
 from agentsight.options import Options
 from agentsight.sinks import files
@@ -38,6 +38,7 @@ class LiveSource:
         self.child = child
         self.counters: dict[str, Any] = {}
         self.recorded = 0  # bytes in the capture file
+        self.problems: list[str] = []  # to be told to the user
         self.decoder: Any = None  # of the pipeline that reads us: it gives hints
         self.done: threading.Event = threading.Event()
         self._capture: Any = None
@@ -45,7 +46,6 @@ class LiveSource:
         self._attacher: Attacher | None = None
         self._targets = Targets(options, own=[child.pid] if child else ())
         self._ended = False
-        self._stopped_native = False
 
     def check(self) -> None:
         """What can be known before anything is loaded or written: rights, kernel, targets. Raises in one line."""
@@ -88,7 +88,7 @@ class LiveSource:
             "stdio_all_fds": o.stdio_all_fds,
             "stdio_max": o.stdio_max_bytes,
             "uid": o.uid,
-            "stdio_exclude": _own_terminals() if o.stdio else [],
+            "stdio_exclude": _own_terminals() if o.stdio and not named else [],
             "log_level": o.verbose,
         }
 
@@ -155,8 +155,8 @@ class LiveSource:
         from agentsight import __version__
         from agentsight._native.ringbuf import CaptureWriter
 
-        os.close(files.create(path))
-        return CaptureWriter(os.fspath(path), {"version": __version__, "command": self.arguments})
+        os.close(files.create(path))  # as the user, where he may write; the writer then opens a file that is there
+        return CaptureWriter(path, {"version": __version__, "command": self.arguments})
 
     def describe(self) -> str:
         """What is being watched, for the line that says so."""
@@ -205,47 +205,60 @@ class LiveSource:
             self._capture.skip_channel(cookie)
 
     def __iter__(self) -> Iterator[Any]:
-        capture, writer = self._capture, self._writer
+        capture = self._capture
         tick = time.monotonic()
         while not self.done.is_set():
             batch = capture.read(READ_SECONDS)
-            if batch is not None and writer is not None:
-                self._record(writer, batch)
+            if batch is not None:
+                self._record(batch)
             yield batch
             if self.decoder is not None:
                 self._follow_hints()
             if self.options.min_duration_ms and time.monotonic() - tick >= TICK_SECONDS:
                 tick = time.monotonic()
                 self._note({"kind": "tick"})  # time for those who wait for it, in the replay too
-        yield from self._drain(capture, writer)
+        yield from self._drain(capture)
 
-    def _drain(self, capture: Any, writer: Any) -> Iterator[Any]:
+    def _drain(self, capture: Any) -> Iterator[Any]:
         if self._attacher is not None:
             self._attacher.stop()
         self._note({"kind": "end"})
         capture.stop()
         while (batch := capture.read(0)) is not None:
-            if writer is not None:
-                self._record(writer, batch)
+            self._record(batch)
             yield batch
         self._finish()
 
     def record(self) -> Iterator[None]:
-        """Without decoding: batches go from the ring into the capture file. Gives None now and then."""
+        """Without decoding: batches go from the ring into the capture file, in C. Gives None now and then."""
         capture, writer = self._capture, self._writer
         while not self.done.is_set():
-            capture.write_to(writer)
+            execs = capture.write_to(writer, READ_SECONDS)
+            if execs and self._attacher is not None and self.options.binary_path is None:
+                self._attacher.again(execs)
             yield None
-        for batch in self._drain(capture, writer):
+        for batch in self._drain(capture):
             del batch
 
-    def _record(self, writer: Any, batch: Any) -> None:
-        writer.write(batch)
+    def _record(self, batch: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(batch)
+        except (CaptureFileError, OSError) as e:
+            # what is shown and logged goes on; the file is good up to its last whole batch
+            self.problems.append(f"{e}; the capture file ends here")
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self.recorded = int(self._writer.bytes)
+            self._writer = None
 
     def _finish(self) -> None:
         self.counters = dict(self._capture.counters())
-        if self._writer is not None:
-            self._writer.close()
+        self._close_writer()
         self._ended = True
 
     def stop(self) -> None:
@@ -259,10 +272,14 @@ class LiveSource:
         if self._capture is not None and not self._ended:
             self._capture.stop()
             self._ended = True
+        self._close_writer()
 
 
 def _own_terminals() -> list[tuple[int, int]]:
-    """Device and inode of the pipes and terminals that we print to: what is shown there would be captured and shown again."""
+    """Device and inode of the pipes and terminals that we print to.
+
+    Where every process is watched, what is shown there would be captured from whoever shows it, and shown again.
+    """
     found = set()
     for fd in (0, 1, 2):
         try:
@@ -279,6 +296,10 @@ def _own_terminals() -> list[tuple[int, int]]:
         except OSError:
             continue
         if stat.S_ISCHR(st.st_mode) and st.st_rdev == number:
+            found.add((st.st_dev, st.st_ino))
+    for path in ("/dev/ptmx", "/dev/pts/ptmx"):  # where terminal programs read it; all terminals have this one in common
+        if os.path.exists(path):
+            st = os.stat(path)
             found.add((st.st_dev, st.st_ino))
     return sorted(found)
 

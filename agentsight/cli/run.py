@@ -190,11 +190,15 @@ def _watch(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story 
             say.release()
     finally:
         source.close()
+    for problem in source.problems:
+        say(f"agentsight: {problem}")
     if options.capture is not None:
         say(f"agentsight: {size(source.recorded)} in {options.capture}: agentsight replay {options.capture}")
-    lost = {k: v for k, v in source.counters.get("drops", {}).items() if v}
+    lost = {kind: n["records"] for kind, n in source.counters.get("drops", {}).items() if n["records"]}
     if lost and not options.consumed:
-        say("agentsight: records lost: " + ", ".join(f"{n} {k}" for k, n in lost.items()))
+        say("agentsight: records lost: " + ", ".join(f"{n} {kind}" for kind, n in lost.items()))
+    if source.counters.get("priority_raised"):
+        say("agentsight: reading had fallen behind, so its thread raised its own priority")
 
 
 def _decode(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story | None) -> None:

@@ -62,6 +62,7 @@ def watching(*words: str | Path, **more: Any) -> Iterator[subprocess.Popen[str]]
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+        process.stderr.close()
         process.err = "".join(head) + rest  # type: ignore[attr-defined]
 
 

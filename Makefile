@@ -51,7 +51,7 @@ core-tests: ## tests of the C core under AddressSanitizer and UndefinedBehaviorS
 	@cmake -S . -B $(CORE_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DAGENTSIGHT_PYTHON=OFF -DAGENTSIGHT_CORE_TESTS=ON \
 		-DAGENTSIGHT_SANITIZE=ON --log-level=WARNING
 	@cmake --build $(CORE_BUILD) -- --quiet
-	@ctest --test-dir $(CORE_BUILD) --output-on-failure --no-tests=error
+	@ctest --test-dir $(CORE_BUILD) --parallel $$(nproc) --output-on-failure --no-tests=error
 
 fuzz: ## every fuzz target of the core for FUZZ_SECONDS (30) each; needs clang's libFuzzer (Debian: libclang-rt-dev)
 	@cmake -S . -B $(FUZZ_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_COMPILER=clang -DAGENTSIGHT_PYTHON=OFF \

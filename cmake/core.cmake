@@ -12,7 +12,7 @@ if(AGENTSIGHT_SANITIZE)
   if(AGENTSIGHT_FUZZ)
     list(APPEND _sanitizers -fsanitize=fuzzer-no-link)
   endif()
-  target_compile_options(agentsight_flags INTERFACE ${_sanitizers} -fno-omit-frame-pointer -O1)
+  target_compile_options(agentsight_flags INTERFACE ${_sanitizers} -fno-omit-frame-pointer -O2)
   target_link_options(agentsight_flags INTERFACE ${_sanitizers})
 endif()
 

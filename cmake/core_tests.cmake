@@ -34,7 +34,7 @@ foreach(_test IN LISTS _tests)
   endif()
   add_test(NAME ${_name} COMMAND ${_name} ${_cases})
   set_tests_properties(${_name} PROPERTIES
-    TIMEOUT 300
+    TIMEOUT 600
     ENVIRONMENT "ASAN_OPTIONS=detect_leaks=1:abort_on_error=0;UBSAN_OPTIONS=print_stacktrace=1")
 endforeach()
 

@@ -223,7 +223,8 @@ def _announce(source: LiveSource, say: Stderr) -> None:
         say("agentsight: no target given: the TLS of every user's programs is opened")
     for name in source.waiting:
         say(f"agentsight: waiting for a program named {name}: none runs now")
-    say(f"agentsight: watching {source.describe()}")
+    if source.child is None or options.verbose:
+        say(f"agentsight: watching {source.describe()}")
 
 
 def _end(pipeline: Pipeline, sinks: Sequence[Sink], say: Stderr) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agentsight.events import Event, LlmCall, ProcessEvent, SummaryEvent
 from agentsight.sinks.render import block, call_line, compact, milliseconds, one_line, prompt_text
@@ -74,7 +75,9 @@ class Story:
             known = self._processes.pop(e.pid, None)
             if known is not None:
                 how = f"signal {e.signal}" if e.signal else f"exit {e.exit_code}"
-                known.end = f"{how}, {milliseconds(e.duration_ms)}"
+                # a command that we held back before its exec is older than what it did
+                lived = e.duration_ms if known.snapshot else (e.timestamp_ns - known.begun_ns) / 1e6
+                known.end = f"{how}, {milliseconds(lived)}"
 
     def _add(self, process: _Process) -> None:
         if len(self._all) >= MAX_PROCESSES:
@@ -123,10 +126,10 @@ def _call(number: int, call: LlmCall) -> list[str]:
     if call.system:
         _, text = prompt_text({"content": call.system})
         lines.append(f"     system: {one_line(text, 200)}")
-    left_out = len(call.messages) - SHOWN_MESSAGES
-    if left_out > 0:
-        lines.append(f"     … {left_out} earlier messages")
-    for message in call.messages[-SHOWN_MESSAGES:]:
+    new = _new_messages(call.messages)
+    if len(new) < len(call.messages):
+        lines.append(f"     … {len(call.messages) - len(new)} earlier messages")
+    for message in new:
         role, text = prompt_text(message)
         lines += _labelled(role, text, 12)
     if call.text:
@@ -137,6 +140,12 @@ def _call(number: int, call: LlmCall) -> list[str]:
     if call.error:
         lines.append(f"     error: {one_line(compact(call.error), 400)}")
     return lines
+
+
+def _new_messages(messages: list[Any]) -> list[Any]:
+    """What the prompt adds to the call before: what stands behind the model's last answer, at most a few."""
+    answers = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") in ("assistant", "model")]
+    return messages[answers[-1] + 1 if answers and answers[-1] + 1 < len(messages) else 0 :][-SHOWN_MESSAGES:]
 
 
 def _labelled(label: str, text: str, max_lines: int) -> list[str]:

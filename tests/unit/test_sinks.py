@@ -265,7 +265,7 @@ def test_the_story_tells_tree_calls_answers_and_tokens() -> None:
     )
     told = "\n".join(story.text())
     assert "  10 python3 agent.py  [signal 9, 8 ms]" in told
-    assert "  └─ 11 sh -c ls  [exit 2, 3 ms]" in told
+    assert "  └─ 11 sh -c ls  [exit 2, 4 ms]" in told
     assert "     └─ 12 (prog)  [exit 0, 1 ms]" in told
     for part in (
         "anthropic claude-x",
@@ -278,6 +278,16 @@ def test_the_story_tells_tree_calls_answers_and_tokens() -> None:
         "12 in (2 cached), 34 out",
     ):
         assert part in told
+
+
+def test_the_story_shows_what_is_new_in_a_prompt() -> None:
+    story = Story()
+    old = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "reply"}]
+    story.write([call(messages=[*old, {"role": "user", "content": "second"}])])
+    told = "\n".join(story.text())
+    assert "2 earlier messages" in told
+    assert "user: second" in told
+    assert "first" not in told.split("2 earlier")[1]
 
 
 def test_the_story_is_bounded() -> None:

@@ -228,7 +228,7 @@ struct as_exit {
     __u32 ppid;
     __u32 uid;
     __u32 status;    /* as wait(2) has it: code << 8 | signal | core << 7 */
-    __u32 maxrss_kb; /* peak resident set, KiB */
+    __u32 maxrss_kb; /* peak resident set, KiB; may be what the process used before its last exec, if that was more */
     __u64 start;     /* start_boottime, ns */
     __u8 comm[AS_COMM_LEN];
 };

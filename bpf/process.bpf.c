@@ -22,7 +22,36 @@ struct {
     __type(value, u8);
 } exits SEC(".maps");
 
-static __always_inline u64 cgroup_of_current(void) { return bpf_get_current_cgroup_id(); }
+/* signal->maxrss right behind exec, in pages: what the process used before it became this program (the shell's or the starting
+ * interpreter's memory), which getrusage(2) counts as its own. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, u32);
+    __type(value, u64);
+} rss_at_exec SEC(".maps");
+
+static __always_inline s64 rss_part(struct mm_struct *mm, int i) {
+    s64 n = 0;
+    if (bpf_core_field_exists(struct mm_struct___percpu, rss_stat)) {
+        u64 at = (u64)mm + bpf_core_field_offset(struct mm_struct___percpu, rss_stat) + i * bpf_core_type_size(struct percpu_counter);
+        bpf_probe_read_kernel(&n, sizeof n, (void *)at + bpf_core_field_offset(struct percpu_counter, count));
+    }
+    return n > 0 ? n : 0;
+}
+
+/* Peak resident set in pages. The kernel has it in signal->maxrss by now, mixed with what was before the last exec; where that
+ * was more, and the memory is still there (kernels that tell the exit before it is given up), the program's own is read. */
+static __always_inline u64 peak_rss(struct task_struct *task, struct signal_struct *signal, u32 tgid) {
+    u64 peak = signal->maxrss, *before = bpf_map_lookup_elem(&rss_at_exec, &tgid), now;
+    struct mm_struct *mm = task->mm;
+    if (!before || peak > *before || !mm)
+        return peak;
+    u64 high = BPF_CORE_READ(mm, hiwater_rss);
+    now = rss_part(mm, 0) + rss_part(mm, 1) + rss_part(mm, 3); /* files, anonymous, shared memory */
+    now = now > high ? now : high;
+    return now ? now : peak;
+}
 
 static __always_inline u32 ns_pid_of(struct task_struct *task) {
     struct pid *pid = BPF_CORE_READ(task, thread_pid);
@@ -206,7 +235,7 @@ static __always_inline int tell_exec(struct task_struct *task, struct linux_binp
     e->gid = ids >> 32;
     e->args_len = x->args_len;
     e->start = BPF_CORE_READ(task, group_leader, start_boottime);
-    e->cgroup = cgroup_of_current();
+    e->cgroup = bpf_get_current_cgroup_id();
     e->netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
     e->args_cap = n;
     e->ns_pid = ns_pid_of(task);
@@ -236,6 +265,8 @@ int as_exec(u64 *ctx) {
     }
     if (!(flags & AS_T_PROCESS))
         return 0;
+    u64 rss = BPF_CORE_READ(task, signal, maxrss);
+    bpf_map_update_elem(&rss_at_exec, &tgid, &rss, BPF_ANY);
     x.ts = bpf_ktime_get_boot_ns();
     x.arg_start = BPF_CORE_READ(task, mm, arg_start);
     x.args_len = BPF_CORE_READ(task, mm, arg_end) - x.arg_start;
@@ -283,7 +314,6 @@ int as_exit(u64 *ctx) {
     struct exit_key key = {.tgid = tgid};
     u8 one = 1;
     struct as_exit *x;
-    u64 peak, now = 0;
     if (signal->live.counter)
         return 0;
     flags = tracked(tgid);
@@ -306,10 +336,7 @@ int as_exit(u64 *ctx) {
     x->uid = (u32)bpf_get_current_uid_gid();
     /* what wait(2) will say */
     x->status = signal->flags & AS_SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
-    peak = signal->maxrss;
-    if (task->mm)
-        now = BPF_CORE_READ(task, mm, hiwater_rss);
-    x->maxrss_kb = (peak > now ? peak : now) * cfg.page_kb;
+    x->maxrss_kb = peak_rss(task, signal, tgid) * cfg.page_kb;
     x->start = key.start;
     bpf_probe_read_kernel(x->comm, sizeof x->comm, leader->comm);
     bpf_ringbuf_submit(x, wake_flags(sizeof *x + 8));

@@ -148,6 +148,12 @@ struct mm_struct {
     unsigned long arg_start, arg_end;
     unsigned long hiwater_rss;
 };
+struct percpu_counter {
+    s64 count;
+};
+struct mm_struct___percpu { /* since 6.2; before that mm_struct has a struct mm_rss_stat */
+    struct percpu_counter rss_stat[4];
+};
 struct cred {
     kuid_t uid;
     kgid_t gid;

@@ -242,7 +242,8 @@ size_t as_engine_dark(as_engine *e, as_dark *out, size_t max) {
         if (!p)
             continue;
         for (int r = 1; r < AS_TLS_REASONS; r++)
-            total += p->dark[r];
+            if (r != AS_TLS_REJECTED) /* refused early data: the server never read it either */
+                total += p->dark[r];
         if (!total)
             continue;
         as_dark *d = &all[n++];

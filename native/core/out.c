@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define BLOCK ((size_t)1 << 20)
+#define SPARE 8 /* blocks kept for the next batch: memory that is faulted in anew each time costs more than what it holds */
 
 struct as_block {
     struct as_block *next;
@@ -19,12 +20,17 @@ void *as_arena_get(as_arena *a, size_t n) {
     struct as_block *b = a->blocks;
     if (!b || b->cap - b->used < n) {
         size_t cap = n > BLOCK / 2 ? n : BLOCK;
-        b = malloc(sizeof *b + cap);
-        if (!b)
-            return NULL;
+        if (cap == BLOCK && a->spare) {
+            b = a->spare;
+            a->spare = b->next;
+            a->n_spare--;
+        } else {
+            b = malloc(sizeof *b + cap);
+            if (!b)
+                return NULL;
+            b->cap = cap;
+        }
         b->used = 0;
-        b->cap = cap;
-        a->bytes += cap;
         if (cap != BLOCK && a->blocks) { /* a block of its own: keep filling the first one */
             b->next = a->blocks->next;
             a->blocks->next = b;
@@ -38,26 +44,36 @@ void *as_arena_get(as_arena *a, size_t n) {
     return p;
 }
 
-static void drop_blocks(as_arena *a, int keep_one) {
-    struct as_block *kept = NULL, *next;
-    for (struct as_block *b = a->blocks; b; b = next) {
-        next = b->next;
-        if (keep_one && !kept && b->cap == BLOCK) {
-            kept = b;
-            continue;
-        }
+static void free_list(struct as_block *b) {
+    while (b) {
+        struct as_block *next = b->next;
         free(b);
+        b = next;
     }
-    if (kept) {
-        kept->next = NULL;
-        kept->used = 0;
-    }
-    a->blocks = kept;
-    a->bytes = kept ? BLOCK : 0;
 }
 
-void as_arena_clear(as_arena *a) { drop_blocks(a, 1); }
-void as_arena_free(as_arena *a) { drop_blocks(a, 0); }
+void as_arena_clear(as_arena *a) {
+    struct as_block *next, *large = NULL;
+    for (struct as_block *b = a->blocks; b; b = next) {
+        next = b->next;
+        if (b->cap == BLOCK && a->n_spare < SPARE) {
+            b->next = a->spare;
+            a->spare = b;
+            a->n_spare++;
+        } else {
+            b->next = large;
+            large = b;
+        }
+    }
+    free_list(large);
+    a->blocks = NULL;
+}
+
+void as_arena_free(as_arena *a) {
+    free_list(a->blocks);
+    free_list(a->spare);
+    memset(a, 0, sizeof *a);
+}
 
 void as_outs_init(as_outs *o) {
     memset(o, 0, sizeof *o);

@@ -105,12 +105,12 @@ typedef struct as_out {
 } as_out;
 
 typedef struct as_arena {
-    struct as_block *blocks;
-    size_t bytes;
+    struct as_block *blocks, *spare; /* in use; kept for later */
+    size_t n_spare;
 } as_arena;
 
 void *as_arena_get(as_arena *a, size_t n); /* 16-aligned, not zeroed; NULL when memory is out */
-void as_arena_clear(as_arena *a);          /* keeps one block */
+void as_arena_clear(as_arena *a);          /* keeps a few blocks */
 void as_arena_free(as_arena *a);
 
 typedef struct as_outs {

@@ -115,14 +115,23 @@ def _continued(data: str, before: _Open) -> str:
         ends = [i for i in (data.find("\r"), data.find("\n")) if i >= 0]
         end = min(ends, default=len(data))
         return "[REDACTED:header]" + data[end:] if end else data
-    joined = before.tail + data[:HEAD]
-    kinds = native.kinds(joined)
     n = len(before.tail)
-    over = [s for s in spans(joined, kinds) if s[0] < n < s[1]] if kinds else []
-    if not over:
-        return data
-    _, end, kind = max(over, key=lambda s: s[1])
-    return f"[REDACTED:{kind}]{data[end - n :]}"
+    for joined in (before.tail + data[:HEAD], before.tail + data):
+        kinds = native.kinds(joined)
+        found = spans(joined, kinds) if kinds else []
+        # of what begins on a later line the look at `data` alone will take care
+        over = sorted(s for s in found if s[1] > n and "\n" not in joined[n : s[0]])
+        if not over:
+            return data
+        if over[-1][1] < len(joined) or len(data) <= HEAD:
+            break
+    out = []
+    done = n
+    for begin, end, kind in over:
+        if end > done:
+            out += (joined[done : max(begin, done)], f"[REDACTED:{kind}]")
+            done = end
+    return "".join(out) + data[done - n :]
 
 
 def _withheld(e: HttpEvent) -> HttpEvent:

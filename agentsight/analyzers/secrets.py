@@ -80,8 +80,16 @@ _NAMED: tuple[Rule, ...] = (
         re.compile(r'(?<!\\)"' + _NAME + r'"\s{0,8}:\s{0,8}"' + _NEW + r'(?P<v>(?:[^"\\]|\\.)+)', re.A | re.S),
         _named("credential"),
     ),
+    # and inside a JSON string: quotes of its level have as many backslashes as the first, those of deeper ones have more
     (
-        re.compile(r'\\{1,8}"' + _NAME + r'\\{1,8}"\s{0,8}:\s{0,8}\\{1,8}"' + _NEW + r'(?P<v>(?:[^"\\]|\\{1,16}[^"\\])+)', re.A),
+        re.compile(
+            r'(?P<b>\\{1,15})"'
+            + _NAME
+            + r'(?P=b)"\s{0,8}:\s{0,8}(?P=b)"'
+            + _NEW
+            + r'(?P<v>(?:[^"\\]|(?P=b)\\{1,64}"|\\{1,64}[^"\\])+)',
+            re.A,
+        ),
         _named("credential"),
     ),
     # source code and configuration: a name and a quoted word
@@ -104,7 +112,7 @@ _NAMED: tuple[Rule, ...] = (
         _named("credential"),
     ),
     # query and form parameters
-    (re.compile(r"(?:^|[?&;]|%26|\\u0026)" + _NAME + "=" + _NEW + r"(?P<v>[^&\s\"'\\#<>;]+)", re.A), _query),
+    (re.compile(r"(?:^|[?&;]|%26|\\u0026)" + _NAME + "=(?![$<{])" + _NEW + r"(?P<v>[^&\s\"'\\#<>;]+)", re.A), _query),
     # options of commands
     (
         re.compile(_ALONE + "--?" + _NAME + r"(?:=|\s{1,4})\\{0,4}[\"']?(?!-)" + _FIXED + r"(?P<v>[^\s\"'\\]{6,})", re.A),

@@ -39,10 +39,11 @@ static uint8_t class_of[256];
 #define C_SPACE 4 /* what \s takes of ASCII */
 #define C_TOKEN 8 /* RFC 6750 b64token */
 
-static inline int is(uint8_t c, int what) { return class_of[c] & what; }
+static inline int is(uint8_t c, int what) {
+    return class_of[c] & what;
+}
 
-static inline uint32_t fold3(const uint8_t *p)
-{
+static inline uint32_t fold3(const uint8_t *p) {
     uint32_t w;
     memcpy(&w, p, 4); /* the fourth byte is shifted out, whichever end it is at */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -52,18 +53,20 @@ static inline uint32_t fold3(const uint8_t *p)
 #endif
 }
 
-static inline uint32_t fold3_last(const uint8_t *p)
-{
+static inline uint32_t fold3_last(const uint8_t *p) {
     return (p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16) | 0x202020u;
 }
 
-static inline uint32_t hash(uint32_t w) { return (w * 0x9E3779B1u) >> (32 - BITS); }
-static inline uint32_t slot(uint32_t w) { return (w * 0x85EBCA6Bu) >> 22; }
+static inline uint32_t hash(uint32_t w) {
+    return (w * 0x9E3779B1u) >> (32 - BITS);
+}
+static inline uint32_t slot(uint32_t w) {
+    return (w * 0x85EBCA6Bu) >> 22;
+}
 
 /* ---- tables ---- */
 
-static void add_window(unsigned a, const uint8_t *s, unsigned back)
-{
+static void add_window(unsigned a, const uint8_t *s, unsigned back) {
     uint32_t w = fold3_last(s), h = hash(w), t = slot(w);
     for (unsigned i = slots[t]; i; i = windows[i].next)
         if (windows[i].win == w && windows[i].anchor == a && windows[i].back == back)
@@ -75,8 +78,7 @@ static void add_window(unsigned a, const uint8_t *s, unsigned back)
     slots[t] = (uint16_t)n_windows++;
 }
 
-static unsigned add_anchor(const char *s, int kind)
-{
+static unsigned add_anchor(const char *s, int kind) {
     if (n_anchors == MAX_ANCHORS)
         __builtin_trap();
     anchors[n_anchors] = (anchor){s, (uint8_t)strlen(s), (uint8_t)kind};
@@ -84,16 +86,14 @@ static unsigned add_anchor(const char *s, int kind)
 }
 
 /* an anchor of at least four bytes; `at`: which two windows, chosen for being rare */
-static void literal(const char *s, int kind, unsigned at)
-{
+static void literal(const char *s, int kind, unsigned at) {
     unsigned a = add_anchor(s, kind);
     add_window(a, (const uint8_t *)s + at, at);
     add_window(a, (const uint8_t *)s + at + 1, at + 1);
 }
 
 /* an anchor of three bytes, and what may follow it */
-static void followed(const char *s, int kind, int class, const char *others)
-{
+static void followed(const char *s, int kind, int class, const char *others) {
     unsigned a = add_anchor(s, kind);
     uint8_t t[3] = {(uint8_t)s[1], (uint8_t)s[2], 0};
     add_window(a, (const uint8_t *)s, 0);
@@ -106,15 +106,13 @@ static void followed(const char *s, int kind, int class, const char *others)
 
 static const char AFTER_NAME[] = "=:\"'\\ \t\r\n\f\v";
 
-void as_redact_init(void)
-{
+void as_redact_init(void) {
     if (n_anchors)
         return;
     for (int c = 0; c < 256; c++) {
         int alnum = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
         class_of[c] = (uint8_t)((alnum ? C_ALNUM | C_KEY | C_TOKEN : 0) | (c == '-' || c == '_' ? C_KEY : 0) |
-                                ((c >= 9 && c <= 13) || c == ' ' ? C_SPACE : 0) |
-                                (c && strchr("-._~+/=", c) ? C_TOKEN : 0));
+                                ((c >= 9 && c <= 13) || c == ' ' ? C_SPACE : 0) | (c && strchr("-._~+/=", c) ? C_TOKEN : 0));
     }
     followed("sk-", AS_R_OPENAI, C_KEY, NULL);
     literal("k_live_", AS_R_STRIPE, 0);
@@ -158,16 +156,14 @@ void as_redact_init(void)
 
 /* ---- second stage: `p` to `end` is what stands behind the anchor ---- */
 
-static size_t run(const uint8_t *p, const uint8_t *end, int class, size_t max)
-{
+static size_t run(const uint8_t *p, const uint8_t *end, int class, size_t max) {
     size_t n = 0;
     while (p + n < end && n < max && is(p[n], class))
         n++;
     return n;
 }
 
-static uint32_t sk(const uint8_t *p, const uint8_t *end)
-{
+static uint32_t sk(const uint8_t *p, const uint8_t *end) {
     static const char *const known[] = {"proj-", "svcacct-", "admin-", "None-", "or-v1-"};
     size_t n = run(p, end, C_KEY, 24);
     if (n < 12)
@@ -181,8 +177,7 @@ static uint32_t sk(const uint8_t *p, const uint8_t *end)
 }
 
 /* a dot must end the first part; long runs without one (pictures in base64) are passed once only, see `skip` */
-static uint32_t jwt(const uint8_t *p, const uint8_t *end, const uint8_t **skip)
-{
+static uint32_t jwt(const uint8_t *p, const uint8_t *end, const uint8_t **skip) {
     if (p < *skip)
         return 0;
     size_t n = run(p, end, C_KEY, (size_t)-1);
@@ -193,18 +188,17 @@ static uint32_t jwt(const uint8_t *p, const uint8_t *end, const uint8_t **skip)
     return n >= 8 && run(p + n + 1, end, C_KEY, 8) == 8 ? 1u << AS_R_JWT : 0;
 }
 
-static uint32_t bearer(const uint8_t *p, const uint8_t *end)
-{
+static uint32_t bearer(const uint8_t *p, const uint8_t *end) {
     const uint8_t *q = p;
-    while (q < end && (*q == ' ' || *q == '\t' || *q == '+'))
-        q++;
+    int plus = 0; /* a blank of a form, and a character of tokens as well */
+    for (; q < end && (*q == ' ' || *q == '\t' || *q == '+'); q++)
+        plus |= *q == '+';
     if (end - q > 3 && q[0] == '%' && q[1] == '2' && q[2] == '0')
         q += 3;
-    return q > p && (run(q, end, C_TOKEN, 16) == 16 || q[-1] == '+') ? 1u << AS_R_BEARER : 0;
+    return q > p && (plus || run(q, end, C_TOKEN, 16) == 16) ? 1u << AS_R_BEARER : 0;
 }
 
-static uint32_t url(const uint8_t *p, const uint8_t *end)
-{
+static uint32_t url(const uint8_t *p, const uint8_t *end) {
     int colon = 0;
     for (size_t n = 0; p < end && n < 1024; p++, n++) {
         uint8_t c = *p;
@@ -215,7 +209,8 @@ static uint32_t url(const uint8_t *p, const uint8_t *end)
             if (!colon && (size_t)(end - p) > sizeof done - 1 && !memcmp(p + 1, done, sizeof done - 1))
                 return 0;
             colon = 1;
-        } else if (is(c, C_SPACE) || c == '/' || c == '?' || c == '#' || c == '"' || c == '\'' || c == '\\' || c == '<' || c == '>' || c == '@')
+        } else if (is(c, C_SPACE) || c == '/' || c == '?' || c == '#' || c == '"' || c == '\'' || c == '\\' || c == '<' ||
+                   c == '>' || c == '@')
             return 0;
     }
     return 0;
@@ -223,8 +218,7 @@ static uint32_t url(const uint8_t *p, const uint8_t *end)
 
 /* ---- names with values ---- */
 
-static int ends_with(const uint8_t *start, const uint8_t *p, const char *word)
-{
+static int ends_with(const uint8_t *start, const uint8_t *p, const char *word) {
     size_t n = strlen(word);
     if ((size_t)(p - start) < n)
         return 0;
@@ -235,9 +229,8 @@ static int ends_with(const uint8_t *start, const uint8_t *p, const char *word)
 }
 
 /* a key is a secret if it is said to be one of those */
-static int qualified(const uint8_t *start, const uint8_t *name)
-{
-    static const char *const words[] = {"api",     "access", "secret",  "private", "auth",   "subscription", "signing",
+static int qualified(const uint8_t *start, const uint8_t *name) {
+    static const char *const words[] = {"api",        "access", "secret",  "private", "auth",   "subscription", "signing",
                                         "encryption", "client", "account", "storage", "master", "functions",    "service"};
     if (name > start && (name[-1] == '-' || name[-1] == '_'))
         name--;
@@ -248,8 +241,7 @@ static int qualified(const uint8_t *start, const uint8_t *name)
 }
 
 /* What may stand behind a name, up to the value: the sign, quotes and blanks. One case per rule of secrets.py. */
-static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *p, const uint8_t *end)
-{
+static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *p, const uint8_t *end) {
     const uint32_t yes = 1u << AS_R_NAMED;
     if (p[-1] == '=') /* auth= */
         p--;
@@ -280,8 +272,10 @@ static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *
         return yes;
     uint8_t before = b > start ? b[-1] : '\n';
     const uint8_t *first = before == '\\' ? b + 1 : b; /* behind an escape such as \n */
-    int key = p - name == 3 && (*name | 0x20) == 'k', query_only = p - name == 4 || p - name == 9 || (p - name == 3 && (*name | 0x20) == 's');
-    if (p[0] == '=' && p + 1 < end && strchr("?&;\n%\\", before) && before)
+    int key = p - name == 3 && (*name | 0x20) == 'k',
+        query_only = p - name == 4 || p - name == 9 || (p - name == 3 && (*name | 0x20) == 's');
+    int equals = p < end && *p == '=';
+    if (equals && p + 1 < end && strchr("?&;\n%\\", before) && before)
         return yes;
     if (query_only || (key && !qualified(start, name)))
         return 0;
@@ -295,11 +289,10 @@ static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *
     if (*first == '-')
         return sign == ':' ? 0 : yes;
     int upper = p[-1] >= 'A' && p[-1] <= 'Z';
-    return p[0] == '=' && !blank_after && !(quote_after) && upper ? yes : 0;
+    return equals && !blank_after && !(quote_after) && upper ? yes : 0;
 }
 
-static uint32_t check(unsigned a, const uint8_t *start, const uint8_t *at, const uint8_t *end, const uint8_t **skip)
-{
+static uint32_t check(unsigned a, const uint8_t *start, const uint8_t *at, const uint8_t *end, const uint8_t **skip) {
     const anchor *x = &anchors[a];
     if ((size_t)(end - at) < x->n)
         return 0;
@@ -337,8 +330,7 @@ typedef struct {
     size_t *at, max, n; /* where to put the places of names; max 0: nobody asks */
 } scan;
 
-static void look(scan *s, uint32_t w, const uint8_t *at)
-{
+static void look(scan *s, uint32_t w, const uint8_t *at) {
     for (unsigned i = slots[slot(w)]; i; i = windows[i].next) {
         const window *x = &windows[i];
         if (x->win != w)
@@ -362,14 +354,13 @@ static void look(scan *s, uint32_t w, const uint8_t *at)
 
 #define HIT(w) (bitmap[BIT(hash(w))] >> (hash(w) & 31))
 
-static void go(scan *s)
-{
+static void go(scan *s) {
     const uint8_t *p = s->start;
     size_t n = (size_t)(s->end - p), i = 0;
     for (; i + 20 <= n; i += 16) {
         const uint8_t *q = p + i;
-        uint32_t any = HIT(fold3(q)) | HIT(fold3(q + 2)) | HIT(fold3(q + 4)) | HIT(fold3(q + 6)) | HIT(fold3(q + 8)) | HIT(fold3(q + 10)) |
-                       HIT(fold3(q + 12)) | HIT(fold3(q + 14));
+        uint32_t any = HIT(fold3(q)) | HIT(fold3(q + 2)) | HIT(fold3(q + 4)) | HIT(fold3(q + 6)) | HIT(fold3(q + 8)) |
+                       HIT(fold3(q + 10)) | HIT(fold3(q + 12)) | HIT(fold3(q + 14));
         if (__builtin_expect(any & 1, 0))
             for (int k = 0; k < 16; k += 2)
                 if (HIT(fold3(q + k)) & 1)
@@ -382,15 +373,13 @@ static void go(scan *s)
     }
 }
 
-uint32_t as_redact_scan(const uint8_t *p, size_t n)
-{
+uint32_t as_redact_scan(const uint8_t *p, size_t n) {
     scan s = {.start = p, .end = p + n, .skip = p};
     go(&s);
     return s.mask;
 }
 
-size_t as_redact_names(const uint8_t *p, size_t n, size_t *at, size_t max)
-{
+size_t as_redact_names(const uint8_t *p, size_t n, size_t *at, size_t max) {
     scan s = {.start = p, .end = p + n, .skip = p, .at = at, .max = max};
     go(&s);
     return s.n;

@@ -47,7 +47,7 @@ class LlmCalls(Analyzer):
         self._bytes = 0
         self._by_conn: dict[str, int] = {}
         self._frames: dict[Key, SseFrames] = {}
-        self._gone: dict[Key, None] = {}  # given early: what comes of them later makes no second call
+        self._gone: dict[Key, None] = {}  # no calls, or given early: their answers make no call
 
     def feed_many(self, events: list[Event]) -> list[Event]:
         """See Analyzer."""
@@ -122,6 +122,8 @@ class LlmCalls(Analyzer):
         if prompt is None:  # that path, but no call of a model
             if waiting is not None:
                 self._forget(key)
+            else:
+                self._pass_over(key)
             return None
         if waiting is not None:
             waiting.request, waiting.prompt = e, prompt
@@ -140,13 +142,16 @@ class LlmCalls(Analyzer):
         out: list[Event] = []
         while len(self._pending) > self._max or (self._bytes > self._max_bytes and len(self._pending) > 1):
             oldest = next(iter(self._pending))
-            self._gone[oldest] = None
-            if len(self._gone) > MAX_PENDING:
-                del self._gone[next(iter(self._gone))]
+            self._pass_over(oldest)
             call = self._take(oldest, "given early: too many calls were waiting")
             out.append(call)
             out += self._too_much(call)
         return out
+
+    def _pass_over(self, key: Key) -> None:
+        self._gone[key] = None
+        if len(self._gone) > MAX_PENDING:
+            del self._gone[next(iter(self._gone))]
 
     def _too_much(self, at: Event) -> list[Event]:
         self.evicted += 1

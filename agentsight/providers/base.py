@@ -250,7 +250,7 @@ def decode_frames(
             except msgspec.ValidationError:
                 out.append(empty)
                 value = parse(payload)
-                bad += isinstance(value, dict) and matters(value)
+                bad += value is None or (isinstance(value, dict) and matters(value))
             except (msgspec.DecodeError, RecursionError):
                 out.append(empty)
                 bad += 1

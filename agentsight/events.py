@@ -363,7 +363,9 @@ class SchemaEvent(Event, frozen=True, omit_defaults=True):
     version: str
 
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
+_encode_into = _encoder.encode_into
 
 
 def to_json(event: Event) -> bytes:
@@ -375,3 +377,15 @@ def to_json(event: Event) -> bytes:
         _encode(event.comm),
         _encode(event),
     )
+
+
+def append_json_line(event: Event, buffer: bytearray) -> None:
+    """The same with a newline, appended to `buffer`: no copy of what may be megabytes."""
+    buffer += b'{"timestamp":%d,"source":"%b","pid":%d,"comm":%b,"data":' % (
+        event.timestamp,
+        event.source.encode(),
+        event.pid,
+        _encode(event.comm),
+    )
+    _encode_into(event, buffer, -1)
+    buffer += b"}\n"

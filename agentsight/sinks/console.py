@@ -31,7 +31,7 @@ class Console:
         self,
         *,
         fd: int = 1,
-        render: Callable[[Sequence[Event]], bytes] = lines,
+        render: Callable[[Sequence[Event]], bytes | bytearray] = lines,
         patience: float | None = BLOCK_SECONDS,
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
@@ -43,7 +43,7 @@ class Console:
         self._render = render
         self._patience = patience
         self._max = queue_bytes
-        self._queue: deque[tuple[bytes, int]] = deque()
+        self._queue: deque[tuple[bytes | bytearray, int]] = deque()
         self._queued = 0
         self._ending = False
         self._give_up = False

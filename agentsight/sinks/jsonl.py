@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agentsight.errors import AgentsightError
-from agentsight.events import Event, SchemaEvent, to_json
+from agentsight.events import Event, SchemaEvent, append_json_line
 from agentsight.sinks import files
 
 KEEP = 5  # rotated files
@@ -22,10 +22,12 @@ FLUSH_BYTES = 1 << 18
 FLUSH_SECONDS = 0.2
 
 
-def lines(events: Iterable[Event]) -> bytes:
+def lines(events: Iterable[Event]) -> bytearray:
     """Events as JSON lines."""
-    text = b"\n".join(map(to_json, events))
-    return text + b"\n" if text else b""
+    text = bytearray()
+    for event in events:
+        append_json_line(event, text)
+    return text
 
 
 def _to_stderr(text: str) -> None:
@@ -51,9 +53,8 @@ class FileLogger:
         self.lines = 0
         self._say = say
         self._max = max_size_mb * 1_000_000 if rotate else 0
-        self._schema = b""
-        self._buffer: list[bytes] = []
-        self._buffered = 0
+        self._schema = bytearray()
+        self._buffer = bytearray()
         self._last = time.monotonic()
         self._failing = False
         self._size = 0
@@ -63,21 +64,23 @@ class FileLogger:
         """Add events; they are in the file after at most 0.2 s or 256 KiB."""
         if events and type(events[0]) is SchemaEvent:
             self._schema = lines(events[:1])
-        if self._max:
-            for event in events:
-                self._add(lines((event,)), 1)
-        else:
-            self._add(lines(events), len(events))
-        if self._buffered >= FLUSH_BYTES or time.monotonic() - self._last >= FLUSH_SECONDS:
+        buffer = self._buffer
+        for event in events:
+            begin = len(buffer)
+            append_json_line(event, buffer)
+            if self._max and self._size + len(buffer) > self._max and self._size + begin > len(self._schema):
+                self._rotate_at(begin)
+        self.lines += len(events)
+        if len(buffer) >= FLUSH_BYTES or time.monotonic() - self._last >= FLUSH_SECONDS:
             self.flush_file()
 
-    def _add(self, text: bytes, n: int) -> None:
-        if self._max and self._size + self._buffered + len(text) > self._max and self._size + self._buffered > len(self._schema):
-            self.flush_file()
-            self._rotate()
-        self._buffer.append(text)
-        self._buffered += len(text)
-        self.lines += n
+    def _rotate_at(self, end: int) -> None:
+        """Begin a new file with what stands in the buffer behind `end`."""
+        newest = bytes(self._buffer[end:])
+        del self._buffer[end:]
+        self.flush_file()
+        self._rotate()
+        self._buffer += newest
 
     def idle(self) -> None:
         """Write what is buffered."""
@@ -86,21 +89,19 @@ class FileLogger:
 
     def flush_file(self) -> None:
         """Write what is buffered, in whole lines."""
-        data = b"".join(self._buffer)
-        self._buffer.clear()
-        self._buffered = 0
+        data, done = self._buffer, 0
         self._last = time.monotonic()
-        view, done = memoryview(data), 0
         try:
             while done < len(data):
-                done += os.write(self._fd, view[done:])
+                with memoryview(data) as view:
+                    done += os.write(self._fd, view[done:])
+            self._size += done
+            self._failing = False
         except OSError as e:
             self._take_back(data, done, e)
-            return
-        self._size += len(data)
-        self._failing = False
+        data.clear()
 
-    def _take_back(self, data: bytes, done: int, e: OSError) -> None:
+    def _take_back(self, data: bytearray, done: int, e: OSError) -> None:
         whole = data.rfind(b"\n", 0, done) + 1
         try:
             os.ftruncate(self._fd, self._size + whole)
@@ -131,8 +132,7 @@ class FileLogger:
         os.close(self._fd)
         self._fd = fd
         self._size = 0
-        self._buffer.append(self._schema)
-        self._buffered = len(self._schema)
+        self._buffer += self._schema
 
     def close(self) -> None:
         """Write the rest and close the file."""

@@ -317,4 +317,4 @@ def test_as_an_analyzer_a_log_lets_events_pass(tmp_path: Path) -> None:
     assert list(log.feed(event)) == [event]
     assert list(log.flush()) == []
     log.close()
-    assert (tmp_path / "x").read_bytes() == lines([event])
+    assert (tmp_path / "x").read_bytes() == bytes(lines([event]))

@@ -280,8 +280,8 @@ class LlmCall(Event, frozen=True, omit_defaults=True):
 class ConnectionEvent(Event, frozen=True, omit_defaults=True):
     """A TCP connection of a target has ended (or the capture has): where it went and what became of each of its bytes.
 
-    All byte counts are both directions together, at the TCP level. seen = tls_opened + tls_not_opened + tls_handshake
-    + tls_undecodable + plain + other + skipped + missing, up to what waits inside an unfinished record.
+    All byte counts are both directions together, at the TCP level: seen = tls_opened + tls_not_opened + tls_handshake + other
+    + skipped + missing.
     """
 
     source: ClassVar[str] = "connection"
@@ -295,11 +295,11 @@ class ConnectionEvent(Event, frozen=True, omit_defaults=True):
     tls_not_opened: int
     skipped: int
     missing: int
-    plaintext: int  # application bytes that came out of TLS
+    plaintext: int  # application bytes: out of TLS, or of plain HTTP
     decoded: int  # of them: taken by a parser
     reasons: dict[str, int] = {}  # tls_not_opened by reason
     tls_handshake: int = 0
-    other: int = 0
+    other: int = 0  # not TLS
     mirrored: int = 0  # received bytes that were captured once, at their sender's end; not part of seen
     requests: int = 0
     responses: int = 0

@@ -73,7 +73,8 @@ class Redactor(Analyzer):
         else:
             kinds = _kinds(e, is_secret)
         if kinds:
-            return _clean(e, kinds, 0)
+            clean: Event = _clean(e, kinds, 0)
+            return clean
         if type(e) is HttpEvent and e.message_type == "request" and e.body:
             self._harmless[e.conn, e.exchange_id] = None
             if len(self._harmless) > MAX_CHANNELS:
@@ -125,7 +126,7 @@ def _continued(data: str, before: _Open) -> str:
             return data
         if over[-1][1] < len(joined) or len(data) <= HEAD:
             break
-    out = []
+    out: list[str] = []
     done = n
     for begin, end, kind in over:
         if end > done:

@@ -3,11 +3,6 @@
 # Out: build tree's agentsight.bpf.o, installed as agentsight/_native/agentsight.bpf.o. DWARF is stripped where llvm-strip is
 # found; BTF, which CO-RE needs, stays.
 set(_source "${CMAKE_CURRENT_SOURCE_DIR}/bpf/agentsight.bpf.c")
-if(NOT EXISTS "${_source}")
-  message(STATUS "bpf/agentsight.bpf.c is not there: no BPF object")
-  return()
-endif()
-
 set(_versions 22 21 20 19 18 17 16 15 14 13 12)
 list(TRANSFORM _versions PREPEND "clang-" OUTPUT_VARIABLE _clangs)
 list(TRANSFORM _versions PREPEND "llvm-strip-" OUTPUT_VARIABLE _strips)

@@ -17,18 +17,11 @@ if(AGENTSIGHT_SANITIZE)
 endif()
 
 file(GLOB _core CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/native/core/*.c")
-set(_ring ${_core})
-list(TRANSFORM AGENTSIGHT_RING_SOURCES PREPEND "/native/core/" OUTPUT_VARIABLE _names)
-foreach(_name IN LISTS _names)
-  list(REMOVE_ITEM _core "${CMAKE_CURRENT_SOURCE_DIR}${_name}")
-endforeach()
-list(REMOVE_ITEM _ring ${_core})
+set(_ring ${AGENTSIGHT_RING_SOURCES})
+list(TRANSFORM _ring PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/native/core/")
+list(REMOVE_ITEM _core ${_ring})
 
 function(agentsight_library name)
-  if(NOT ARGN) # nothing there yet
-    file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/empty.c" "typedef int as_empty;\n")
-    set(ARGN "${CMAKE_CURRENT_BINARY_DIR}/empty.c")
-  endif()
   add_library(${name} STATIC ${ARGN})
   target_include_directories(${name} PUBLIC
     "${CMAKE_CURRENT_SOURCE_DIR}/native/core" "${CMAKE_CURRENT_SOURCE_DIR}/bpf")

@@ -63,13 +63,14 @@ static __always_inline void count(u32 what, u64 n) {
         *c += n;
 }
 
-/* The reserve: payload never fills the last part of the ring, so that fork, exec, exit, close and secrets still fit. */
-static __always_inline bool ring_has_room(void) { return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < cfg.ring_limit; }
+/* How much waits in the ring. Payload never fills its last part (cfg.ring_limit), so that fork, exec, exit, close and secrets
+ * still fit. */
+static __always_inline u64 ring_waiting(void) { return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA); }
 
-/* Flags for submit. The reader looks at the ring by its own timer; it is woken only each 1 << wake_shift bytes. */
-static __always_inline u64 wake_flags(u32 size) {
-    u64 pos = bpf_ringbuf_query(&ring, BPF_RB_PROD_POS);
-    return (pos ^ (pos - size)) >> cfg.wake_shift ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+/* Flags for submit, when `size` more bytes wait than `waiting`: the reader looks at the ring by its own timer, and is woken when
+ * more than that timer can be trusted with has gathered. */
+static __always_inline u64 wake_flags(u64 waiting, u32 size) {
+    return (waiting ^ (waiting + size)) >> cfg.wake_shift ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 static __always_inline void fill_hdr(struct as_hdr *h, u32 len, u16 kind, u16 flags, u64 ts, u64 pid_tgid) {

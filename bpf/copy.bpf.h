@@ -112,7 +112,8 @@ __attribute__((noinline)) int as_copy_step(struct copy *c) {
     if (!n)
         return 0; /* an empty segment */
     u32 cap = 0;
-    void *r = ring_has_room() ? reserve_payload(n, &cap) : NULL;
+    u64 waiting = ring_waiting();
+    void *r = waiting < cfg.ring_limit ? reserve_payload(n, &cap) : NULL;
     if (!r) {
         count_drop(c->obj ? AS_D_STDIO : AS_D_DATA, 1, c->remain);
         c->dropped += c->remain;
@@ -161,7 +162,7 @@ __attribute__((noinline)) int as_copy_step(struct copy *c) {
         d->nr = c->nr;
         d->uid = c->uid;
     }
-    bpf_ringbuf_submit(r, wake_flags(size + 8));
+    bpf_ringbuf_submit(r, wake_flags(waiting, size));
     c->base += n;
     c->left -= n;
     c->remain -= n;

@@ -65,28 +65,29 @@ static __attribute__((noinline)) u64 mmsg_message(u64 id, u64 vec, u32 vlen, u32
     return vec + (u64)at * sizeof(struct as_mmsghdr);
 }
 
-static __attribute__((noinline)) int tell_hole(struct sock_state *st, struct copy *c, u64 off, u64 n, u32 why) {
-    if (!st || !c)
+/* Tells that `n` bytes from `off` on are not copied. what: direction | enum as_hole << 8 | system call << 16. */
+static __attribute__((noinline)) int tell_hole(struct sock_state *st, u64 off, u64 n, u32 what) {
+    struct as_data *d;
+    if (!st)
         return 0;
-    u32 dir = c->dir & 1;
-    u32 part = n > 0xffffffff ? 0xffffffff : n;
-    struct as_data *d = bpf_ringbuf_reserve(&ring, sizeof *d, 0);
+    d = bpf_ringbuf_reserve(&ring, sizeof *d, 0);
     if (!d) {
         count_drop(AS_D_DATA, 1, 0);
         return 0;
     }
-    fill_hdr(&d->h, sizeof *d, AS_K_DATA, 0, c->ts, c->id);
-    d->chan = c->chan;
+    fill_hdr(&d->h, sizeof *d, AS_K_DATA, 0, bpf_ktime_get_boot_ns(), bpf_get_current_pid_tgid());
+    d->chan = st->chan;
     d->off = off;
     d->cap = 0;
-    d->real = part;
-    d->dir = dir;
-    d->hole = why;
-    d->nr = c->nr;
-    d->uid = c->uid;
-    bpf_ringbuf_submit(d, wake_flags(sizeof *d + 8));
+    d->real = n > 0xffffffff ? 0xffffffff : n;
+    d->dir = what & 1;
+    d->hole = what >> 8 & 0xff;
+    d->nr = what >> 16;
+    d->uid = (u32)bpf_get_current_uid_gid();
+    bpf_ringbuf_submit(d, BPF_RB_NO_WAKEUP);
     return 0;
 }
+#define AS_WHAT(dir, hole, nr) ((dir) | (u32)(hole) << 8 | (u32)(nr) << 16)
 
 /* State for a socket that is met in the middle of its life: this call has moved `n` bytes in direction `dir`. NULL: not TCP. */
 static __attribute__((noinline)) struct sock_state *meet(struct sock *sk, u64 id, u32 n, u32 dir, u64 cookie) {
@@ -176,113 +177,6 @@ static __always_inline void copy_messages(struct copy *c, u64 vec, u64 n) {
     c->remain += n;
 }
 
-/* `n` bytes have crossed `sk` in direction `dir` by the system call `call` (kind C_NONE: by none that has a buffer). */
-static __always_inline int transfer(struct sock *sk, struct sock_state *st, struct call *call, u32 n, u32 dir, u32 flags, u32 why) {
-    struct copy c = {};
-    u64 off = st->next[dir], start = off;
-    u32 base = st->base[dir];
-    s32 moved = tcp_pos(sk, dir) - (base + (u32)off);
-    u16 ktls = ktls_flags(sk);
-
-    c.id = bpf_get_current_pid_tgid();
-    c.ts = bpf_ktime_get_boot_ns();
-    c.uid = (u32)bpf_get_current_uid_gid();
-    c.chan = st->chan;
-    c.dir = dir;
-    c.nr = call->kind == C_NONE ? 0xffff : call->nr;
-    if (!st->told || ktls & ~st->flags) {
-        st->flags |= ktls;
-        if (!st->told && !st->tgid) {
-            st->tgid = c.id >> 32;
-            st->tid = (u32)c.id;
-        }
-        tell_conn(sk, st);
-        if (ktls & AS_CONN_KTLS_TX)
-            flow_dark(st, AS_DARK_HOLE, 0);
-    }
-    if (ktls & (dir == AS_DIR_WRITE ? AS_CONN_KTLS_TX : AS_CONN_KTLS_RX)) {
-        /* TCP counts records of ciphertext, the caller bytes of plaintext: only the results can be summed */
-        st->base[dir] = base + moved - n;
-    } else if (moved != (s32)n) {
-        if (moved == (s32)n + 1 && dir == AS_DIR_READ && BPF_CORE_READ(sk, sk_shutdown) & RCV_SHUTDOWN) {
-            /* the FIN was read along with the last bytes */
-        } else if (moved > (s32)n) {
-            u64 jump = (u32)moved - n;
-            st->holes[dir] += jump;
-            start += jump;
-            tell_hole(st, &c, off, jump, AS_HOLE_JUMP);
-            if (dir == AS_DIR_WRITE)
-                flow_dark(st, AS_DARK_HOLE, 0);
-        } else { /* another thread's call on this socket was told first, with a position that had these bytes in it */
-            count(AS_ST_RACE, 1);
-            if ((s64)(start + moved - n) < 0)
-                return 0;
-            start += (s64)moved - n;
-        }
-    }
-    if (start + n > off)
-        st->next[dir] = start + n;
-
-    if (skipped(st)) {
-        st->skipped[dir] += n;
-        st->gap[dir] += n;
-        return 0;
-    }
-    if (dir == AS_DIR_READ && !(ktls & AS_CONN_KTLS_RX) && copied_by_peer(st, base + (u32)start)) {
-        st->mirrored[dir] += n;
-        count(AS_ST_MIRROR, 1);
-        return 0;
-    }
-    if (st->gap[dir]) {
-        tell_hole(st, &c, start - st->gap[dir], st->gap[dir], AS_HOLE_SKIPPED);
-        st->gap[dir] = 0;
-    }
-    c.off = start;
-    c.remain = n;
-    if (flags & MSG_TRUNC) {
-        why = AS_HOLE_TRUNC;
-    } else if (!why) {
-        why = AS_HOLE_BOUND;
-        if (call->kind == C_BUF) {
-            c.base = call->ptr;
-            c.left = call->len;
-            why = AS_HOLE_NO_BUFFER;
-        } else if (call->kind == C_IOV) {
-            c.iov = call->ptr;
-            c.segs = call->len > AS_COPY_SEGS ? AS_COPY_SEGS : call->len;
-        } else {
-            u64 at = call->ptr;
-            if (call->kind == C_MMSG && !cfg.sys_exit)
-                at = mmsg_message(c.id, call->ptr, call->len, n);
-            if (!read_msg(at, &c.iov, &c.segs))
-                why = AS_HOLE_FAULT;
-        }
-        if (call->kind == C_MMSG && cfg.sys_exit) {
-            c.remain = 0;
-            copy_messages(&c, call->ptr, n);
-        } else if (!as_copy_step(&c)) { /* most calls are done with one step */
-            copy_all(&c);
-        }
-    }
-    if (c.cls)
-        st->cls[dir] = c.cls;
-    st->copied[dir] += c.copied;
-    if (c.dropped) {
-        st->dropped[dir] += c.dropped;
-        if (dir == AS_DIR_WRITE)
-            flow_dark(st, AS_DARK_LOST, base + (u32)st->next[dir]);
-    }
-    count(AS_ST_COPIED, c.copied);
-    if (c.remain || c.faulted) {
-        st->holes[dir] += c.remain + c.faulted;
-        if (c.remain)
-            tell_hole(st, &c, c.off, c.remain, why);
-        if (dir == AS_DIR_WRITE)
-            flow_dark(st, AS_DARK_HOLE, 0);
-    }
-    return 0;
-}
-
 /* Is this transfer what the thread's system call asked for? 0 and `call`, or why not (enum as_hole). */
 static __always_inline u32 match_call(struct sock *sk, struct sock_state *st, struct call *call, struct task_struct *task, u32 dir) {
     struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
@@ -309,11 +203,150 @@ none:
     return AS_HOLE_NO_BUFFER;
 }
 
+/* What TCP says of the socket: where direction `dir` stands, and whether something like kernel TLS is put on it. */
+struct tcp_view {
+    u32 pos;
+    bool ulp;
+};
+
+static __always_inline bool view_tcp(struct sock *sk, u32 dir, struct tcp_view *v) {
+    if (cfg.sys_exit) {
+        v->pos = tcp_pos(sk, dir);
+        v->ulp = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_ulp_ops) != NULL;
+        return true;
+    }
+    struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+    if (!tp)
+        return false;
+    v->pos = dir == AS_DIR_WRITE ? tp->write_seq : tp->copied_seq;
+    v->ulp = tp->inet_conn.icsk_ulp_ops != NULL;
+    return true;
+}
+
+static __attribute__((noinline)) int copy_transfer(struct sock_state *st, struct call *call, u64 start, u32 n, u32 why) {
+    struct copy c = {};
+    u32 dir, base;
+    if (!st || !call)
+        return 0;
+    dir = call->dir & 1;
+    base = st->base[dir];
+    c.id = bpf_get_current_pid_tgid();
+    c.ts = bpf_ktime_get_boot_ns();
+    c.uid = (u32)bpf_get_current_uid_gid();
+    c.chan = st->chan;
+    c.dir = dir;
+    c.nr = call->kind == C_NONE ? 0xffff : call->nr;
+    c.off = start;
+    c.remain = n;
+    if (!why) {
+        why = AS_HOLE_BOUND;
+        if (call->kind == C_BUF) {
+            c.base = call->ptr;
+            c.left = call->len;
+            why = AS_HOLE_NO_BUFFER;
+        } else if (call->kind == C_IOV) {
+            c.iov = call->ptr;
+            c.segs = call->len > AS_COPY_SEGS ? AS_COPY_SEGS : call->len;
+        } else {
+            u64 at = call->ptr;
+            if (call->kind == C_MMSG && !cfg.sys_exit)
+                at = mmsg_message(c.id, call->ptr, call->len, n);
+            if (!read_msg(at, &c.iov, &c.segs))
+                why = AS_HOLE_FAULT;
+        }
+        if (call->kind == C_MMSG && cfg.sys_exit) {
+            c.remain = 0;
+            copy_messages(&c, call->ptr, n);
+        } else if (!as_copy_step(&c)) { /* most calls are done with one step */
+            copy_all(&c);
+        }
+    }
+    if (c.cls)
+        st->cls[dir] = c.cls;
+    st->copied[dir] += c.copied;
+    count(AS_ST_COPIED, c.copied);
+    if (c.dropped) {
+        st->dropped[dir] += c.dropped;
+        if (dir == AS_DIR_WRITE)
+            flow_dark(st, AS_DARK_LOST, base + (u32)st->next[dir]);
+    }
+    if (c.remain || c.faulted) {
+        st->holes[dir] += c.remain + c.faulted;
+        if (c.remain)
+            tell_hole(st, c.off, c.remain, AS_WHAT(dir, why, c.nr));
+        if (dir == AS_DIR_WRITE)
+            flow_dark(st, AS_DARK_HOLE, 0);
+    }
+    return 0;
+}
+
+/* `n` bytes have crossed `sk` in direction `dir`. What most often ends early comes first: most reads are left to the peer's
+ * copy, and for those the system call is not even looked at. */
+static __always_inline int transfer(struct sock *sk, struct sock_state *st, struct call *call, u32 n, u32 dir, u32 flags) {
+    u64 off = st->next[dir], start = off;
+    u32 base = st->base[dir], why = 0;
+    u16 ktls = 0;
+    struct tcp_view v;
+    if (!view_tcp(sk, dir, &v))
+        return 0;
+    s32 moved = v.pos - (base + (u32)off);
+    if (v.ulp)
+        ktls = ktls_flags(sk);
+    if (!st->told || ktls & ~st->flags) {
+        st->flags |= ktls;
+        tell_conn(sk, st);
+        if (ktls & AS_CONN_KTLS_TX)
+            flow_dark(st, AS_DARK_HOLE, 0);
+    }
+    if (ktls & (dir == AS_DIR_WRITE ? AS_CONN_KTLS_TX : AS_CONN_KTLS_RX)) {
+        /* TCP counts records of ciphertext, the caller bytes of plaintext: only the results can be summed */
+        st->base[dir] = base + moved - n;
+    } else if (moved != (s32)n) {
+        if (moved == (s32)n + 1 && dir == AS_DIR_READ && BPF_CORE_READ(sk, sk_shutdown) & RCV_SHUTDOWN) {
+            /* the FIN was read along with the last bytes */
+        } else if (moved > (s32)n) {
+            u64 jump = (u32)moved - n;
+            st->holes[dir] += jump;
+            start += jump;
+            tell_hole(st, off, jump, AS_WHAT(dir, AS_HOLE_JUMP, 0xffff));
+            if (dir == AS_DIR_WRITE)
+                flow_dark(st, AS_DARK_HOLE, 0);
+        } else { /* another thread's call on this socket was told first, with a position that had these bytes in it */
+            count(AS_ST_RACE, 1);
+            if ((s64)(start + moved - n) < 0)
+                return 0;
+            start += (s64)moved - n;
+        }
+    }
+    if (start + n > off)
+        st->next[dir] = start + n;
+
+    if (skipped(st)) {
+        st->skipped[dir] += n;
+        st->gap[dir] += n;
+        return 0;
+    }
+    if (dir == AS_DIR_READ && !(ktls & AS_CONN_KTLS_RX) && copied_by_peer(st, base + (u32)start)) {
+        st->mirrored[dir] += n;
+        count(AS_ST_MIRROR, 1);
+        return 0;
+    }
+    if (st->gap[dir]) {
+        tell_hole(st, start - st->gap[dir], st->gap[dir], AS_WHAT(dir, AS_HOLE_SKIPPED, 0xffff));
+        st->gap[dir] = 0;
+    }
+    if (!cfg.sys_exit)
+        why = match_call(sk, st, call, (void *)bpf_get_current_task_btf(), dir);
+    if (flags & MSG_TRUNC)
+        why = AS_HOLE_TRUNC;
+    call->dir = dir;
+    return copy_transfer(st, call, start, n, why);
+}
+
 static __always_inline int sock_length(struct sock *sk, int ret, int flags, u32 dir) {
     u64 id = bpf_get_current_pid_tgid();
     struct sock_state *st;
     struct call call = {};
-    u32 why;
     if (ret <= 0 || !(tracked(id >> 32) & AS_T_IO))
         return 0;
     count(AS_ST_HITS, 1);
@@ -327,8 +360,7 @@ static __always_inline int sock_length(struct sock *sk, int ret, int flags, u32 
         if (!st)
             return 0;
     }
-    why = match_call(sk, st, &call, (void *)bpf_get_current_task_btf(), dir);
-    return transfer(sk, st, &call, ret, dir, dir == AS_DIR_READ ? flags : 0, why);
+    return transfer(sk, st, &call, ret, dir, dir == AS_DIR_READ ? flags : 0);
 }
 
 SEC("tp_btf/sock_send_length")
@@ -386,7 +418,7 @@ int as_sys_exit_io(u64 *ctx) {
         if (!st)
             return 0;
     }
-    return transfer(sk, st, &call, n, call.dir, call.dir == AS_DIR_READ ? call.flags : 0, 0);
+    return transfer(sk, st, &call, n, call.dir & 1, call.dir == AS_DIR_READ ? call.flags : 0);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -453,7 +485,7 @@ int as_destroy(u64 *ctx) {
             }
             c->err = BPF_CORE_READ(sk, sk_err);
             c->flags = st->flags;
-            bpf_ringbuf_submit(c, wake_flags(sizeof *c + 8));
+            bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
         } else {
             count_drop(AS_D_CONN, 1, sizeof *c);
         }

@@ -100,7 +100,7 @@ int as_fork(u64 *ctx) {
     f->uid = (u32)bpf_get_current_uid_gid();
     f->start = child->start_boottime;
     bpf_probe_read_kernel(f->comm, sizeof f->comm, child->comm);
-    bpf_ringbuf_submit(f, wake_flags(sizeof *f + 8));
+    bpf_ringbuf_submit(f, BPF_RB_NO_WAKEUP);
     return 0;
 }
 
@@ -300,7 +300,7 @@ int as_exec(u64 *ctx) {
             total = 0;
         }
         fill_hdr(&a->h, sizeof *a + AS_ARGS_CHUNK, AS_K_EXEC_ARGS, f, x.ts, id);
-        bpf_ringbuf_submit(a, wake_flags(sizeof *a + AS_ARGS_CHUNK + 8));
+        bpf_ringbuf_submit(a, BPF_RB_NO_WAKEUP);
         x.told = off + n;
     }
     return 0;
@@ -339,6 +339,6 @@ int as_exit(u64 *ctx) {
     x->maxrss_kb = peak_rss(task, signal, tgid) * cfg.page_kb;
     x->start = key.start;
     bpf_probe_read_kernel(x->comm, sizeof x->comm, leader->comm);
-    bpf_ringbuf_submit(x, wake_flags(sizeof *x + 8));
+    bpf_ringbuf_submit(x, BPF_RB_NO_WAKEUP);
     return 0;
 }

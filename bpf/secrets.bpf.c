@@ -104,7 +104,7 @@ static __always_inline int secret(struct pt_regs *ctx, bool may_sleep) {
             s->flags |= AS_SEC_HAS_RANDOM;
     }
     fill_hdr(&s->h, sizeof *s, AS_K_SECRET, flags, bpf_ktime_get_boot_ns(), id);
-    bpf_ringbuf_submit(s, wake_flags(sizeof *s + 8));
+    bpf_ringbuf_submit(s, BPF_RB_NO_WAKEUP);
     return 0;
 fault:
     count(AS_ST_FAULT, 1);

@@ -199,7 +199,7 @@ static __attribute__((noinline)) int tell_conn(struct sock *sk, struct sock_stat
         }
     }
     c->flags = st->flags;
-    bpf_ringbuf_submit(c, wake_flags(sizeof *c + 8));
+    bpf_ringbuf_submit(c, BPF_RB_NO_WAKEUP);
     return 0;
 }
 

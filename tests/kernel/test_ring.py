@@ -370,8 +370,9 @@ def test_secrets_of_real_clients(client: str, single: bool, certificate: Path, t
                 received += part
                 incoming.write(part)
         tls.write(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-        with contextlib.suppress(ssl.SSLWantReadError):
-            tls.unwrap()
+        if client == "openssl":  # it wants a proper end; the others leave without reading it
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.unwrap()
         out = outgoing.read()
         sent += out
         raw.sendall(out)

@@ -19,6 +19,7 @@ import msgspec
 from agentsight.capture import procfs, rights
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, programs
+from agentsight.capture.priority import Priority
 from agentsight.capture.targets import Targets, flags_of, is_program
 from agentsight.errors import CaptureError, CaptureFileError, TargetError
 from agentsight.events import Event, ProcessEvent
@@ -38,6 +39,7 @@ class LiveSource:
         self.child = child
         self.counters: dict[str, Any] = {}
         self.recorded = 0  # bytes in the capture file
+        self.priority = Priority(None)
         self.problems: list[str] = []  # to be told to the user
         self.decoder: Any = None  # of the pipeline that reads us: it gives hints
         self.done: threading.Event = threading.Event()
@@ -45,6 +47,8 @@ class LiveSource:
         self._writer: Any = None
         self._attacher: Attacher | None = None
         self._targets = Targets(options, own=[child.pid] if child else ())
+        program = options.binary_path is not None and is_program(options.binary_path)
+        self._named = bool(options.pids or options.comms or child or program)  # else every process (of a user) is watched
         self._ended = False
 
     def check(self) -> None:
@@ -61,6 +65,7 @@ class LiveSource:
         if options.capture is not None:
             self._writer = self._open_writer(options.capture)
         capture = self._capture = Capture(**self._capture_options())
+        self.priority = Priority(capture)
         capture.exclude(os.getpid())
         if options.ssl and options.openssl:
             self._attach(capture)
@@ -77,18 +82,17 @@ class LiveSource:
 
     def _capture_options(self) -> dict[str, Any]:
         o = self.options
-        named = bool(o.pids or o.comms or self.child or (o.binary_path and is_program(o.binary_path)))
         return {
             "obj": bpf_object(),
             "want_io": o.ssl,
             "want_stdio": o.stdio,
             "want_process": True,
-            "track_all": 0 if named else flags_of(o),
+            "track_all": 0 if self._named else flags_of(o),
             "io_hook": o.io_hook,
             "stdio_all_fds": o.stdio_all_fds,
             "stdio_max": o.stdio_max_bytes,
             "uid": o.uid,
-            "stdio_exclude": _own_terminals() if o.stdio and not named else [],
+            "stdio_exclude": _own_terminals() if o.stdio and not self._named else [],
             "log_level": o.verbose,
         }
 
@@ -125,7 +129,7 @@ class LiveSource:
         self._capture.note(msgspec.json.encode(note))
 
     def _snapshot(self) -> None:
-        if self._targets.pids:
+        if self._named:
             everyone = [p for p in map(procfs.proc, sorted(self._targets.pids)) if p is not None]
         else:
             everyone = [p for p in procfs.all_procs() if p.pid != os.getpid()]
@@ -205,10 +209,11 @@ class LiveSource:
             self._capture.skip_channel(cookie)
 
     def __iter__(self) -> Iterator[Any]:
-        capture = self._capture
+        capture, priority = self._capture, self.priority
         tick = time.monotonic()
         while not self.done.is_set():
             batch = capture.read(READ_SECONDS)
+            priority.look()
             if batch is not None:
                 self._record(batch)
             yield batch
@@ -234,6 +239,7 @@ class LiveSource:
         capture, writer = self._capture, self._writer
         while not self.done.is_set():
             execs = capture.write_to(writer, READ_SECONDS)
+            self.priority.look()
             if execs and self._attacher is not None and self.options.binary_path is None:
                 self._attacher.again(execs)
             yield None

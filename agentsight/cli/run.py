@@ -197,8 +197,8 @@ def _watch(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story 
     lost = {kind: n["records"] for kind, n in source.counters.get("drops", {}).items() if n["records"]}
     if lost and not options.consumed:
         say("agentsight: records lost: " + ", ".join(f"{n} {kind}" for kind, n in lost.items()))
-    if source.counters.get("priority_raised"):
-        say("agentsight: reading had fallen behind, so its thread raised its own priority")
+    if source.counters.get("priority_raised") or source.priority.raised:
+        say("agentsight: reading had fallen behind, so its threads raised their own priority")
 
 
 def _decode(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story | None) -> None:

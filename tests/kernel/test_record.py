@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import pty
 import re
+import shutil
 import signal
+import ssl  # noqa: F401  (its library is looked for in our own mappings)
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.harness import AGENTSIGHT, data, events, run, watching
+from kernel.harness import AGENTSIGHT, CLIENTS, data, events, run, watching
+from modelserver import ModelServer
+
+from agentsight import HTTPParser, SslRunner
+from agentsight.events import HttpEvent
 
 PYTHON = sys.executable
 
@@ -65,7 +74,10 @@ def test_two_hundred_short_lived_children_are_all_seen(tmp_path: Path) -> None:
 
 def test_the_terminal_is_the_commands_own(tmp_path: Path) -> None:
     """Nothing of ours is written before the command ended, and what is typed reaches it: Ctrl-C too."""
-    script = "import time,sys\ntry:\n  print('BEGIN', flush=True); time.sleep(30)\nexcept KeyboardInterrupt:\n  print('GOT IT'); sys.exit(5)"
+    script = (
+        "import time,sys\ntry:\n  print('BEGIN', flush=True); time.sleep(30)\n"
+        "except KeyboardInterrupt:\n  print('GOT IT'); sys.exit(5)"
+    )
     pid, fd = pty.fork()
     if pid == 0:
         os.execv(AGENTSIGHT, [str(AGENTSIGHT), "record", "--", PYTHON, "-c", script])
@@ -247,6 +259,111 @@ def test_a_user(tmp_path: Path) -> None:
         time.sleep(0.3)
     args = [e["args"] for e in data(events(log), "process") if e["event"] == "EXEC" and e["args"][0] == "/bin/true"]
     assert args == [["/bin/true", "nobody"]]
+
+
+# ---- TLS, live
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with ModelServer() as running:
+        yield running
+
+
+def call(server: ModelServer, client: str = "httpx_call.py", program: str = PYTHON) -> None:
+    words = [program, CLIENTS / client, server.url]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **server.environment()})
+
+
+def sources(found: list[dict[str, Any]]) -> set[str]:
+    """What was shown of the traffic itself (a diagnostic may be about any file on this machine)."""
+    return {e["source"] for e in found} - {"schema", "summary", "connection", "diagnostic"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--http-parser", "--sse-merge"], {"http_parser", "sse_processor"}),
+        ([], {"ssl"}),
+        (["--ssl-handshake", "--http-parser"], {"http_parser", "sse_processor", "ssl"}),
+        (["--no-openssl"], set()),
+    ],
+)
+def test_ssl_shows_what_was_asked_for(server: ModelServer, tmp_path: Path, options: list[str], expected: set[str]) -> None:
+    log = tmp_path / "x.jsonl"
+    with watching("ssl", *options, "-c", "httpx_call.py", "--log-file", log, "-q") as process:
+        call(server)
+        time.sleep(0.3)
+    found = events(log)
+    assert sources(found) == expected
+    (summary,) = data(found, "summary")
+    opened = summary["bytes"].get("tls_opened", 0)
+    assert (opened > 0, summary.get("complete", True)) == (bool(expected), bool(expected)), process.err
+    if "--sse-merge" in options:
+        (stream,) = data(found, "sse_processor")
+        assert stream["text_content"]
+        assert stream["event_count"] > 3
+    if not expected:
+        assert summary["bytes"]["tls_not_opened"] > 0
+        assert "NOT opened" in process.err
+
+
+def test_a_program_by_its_path(server: ModelServer, tmp_path: Path) -> None:
+    node = shutil.which("node")
+    assert node
+    log = tmp_path / "x.jsonl"
+    with watching("ssl", "--http-parser", "--binary-path", node, "--log-file", log, "-q"):
+        call(server)  # not by node
+        call(server, "node_fetch.mjs", node)
+        time.sleep(0.3)
+    assert len([m for m in data(events(log), "http_parser") if m["message_type"] == "request"]) == 1
+
+
+def test_a_live_trace_of_calls_replays_byte_for_byte(server: ModelServer, tmp_path: Path) -> None:
+    log, capture = tmp_path / "x.jsonl", tmp_path / "x.cap"
+    with watching("trace", "--log-file", log, "--capture", capture, "-q"):
+        call(server)
+        call(server, "node_fetch.mjs", "node")
+        time.sleep(0.3)
+    assert len(data(events(log), "llm_call")) == 2
+    assert run("replay", capture).stdout.encode() == log.read_bytes()
+
+
+def test_a_library_that_is_loaded_late_is_found(server: ModelServer, tmp_path: Path) -> None:
+    """A copy of libssl that nobody else has, so that only looking at the process again can find it."""
+    library = next(Path(p) for line in Path("/proc/self/maps").read_text().splitlines() if "libssl" in (p := line.split()[-1]))
+    copy, log = tmp_path / library.name, tmp_path / "x.jsonl"
+    shutil.copy(library, copy)
+    script = tmp_path / "late.py"
+    script.write_text(
+        f"import ctypes, time\ntime.sleep(0.5)\nctypes.CDLL({str(copy)!r}, mode=ctypes.RTLD_GLOBAL)\ntime.sleep(1.2)\n"
+        "import sys, urllib_call\n"
+    )
+    env = {**os.environ, **server.environment(), "PYTHONPATH": str(CLIENTS), "LD_PRELOAD": ""}
+    with watching("trace", "--comm", "late.py", "--log-file", log, "--capture", tmp_path / "c", "-q"):
+        subprocess.run([PYTHON, script, server.url], check=True, stdout=subprocess.DEVNULL, env=env)
+        time.sleep(0.3)
+    assert str(copy).encode() in (tmp_path / "c").read_bytes()  # the note of the attachment
+    assert len(data(events(log), "llm_call")) == 1
+
+
+def test_a_runner_from_python(server: ModelServer) -> None:
+    runner = SslRunner(comms=["httpx_call.py"]).add_analyzer(HTTPParser())
+
+    async def first_response() -> HttpEvent:
+        task = asyncio.create_task(asyncio.to_thread(client))
+        async with contextlib.aclosing(runner.__aiter__()) as stream:
+            async for event in stream:
+                if isinstance(event, HttpEvent) and event.message_type == "response":
+                    await task
+                    return event
+        raise AssertionError("no response")
+
+    def client() -> None:
+        time.sleep(1.5)  # until it is armed
+        call(server)
+
+    assert asyncio.run(first_response()).status_code == 200
 
 
 # ---- signals, output, errors

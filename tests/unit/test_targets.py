@@ -21,6 +21,7 @@ from agentsight.capture import launch, procfs, targets
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, LaunchError, programs, user_environment
 from agentsight.capture.lifetime import Alive
+from agentsight.capture.priority import Priority
 from agentsight.capture.procfs import Proc
 from agentsight.capture.rights import kernel_version
 from agentsight.capture.targets import FOLLOW, IO, PROCESS, STDIO, Targets, flags_of
@@ -361,6 +362,29 @@ def test_a_process_is_looked_at_again_since_libraries_come_later(monkeypatch: py
     assert [pid for _, pid in discovery.looks].count(me) == 3
     assert kernel.of("attach") == [("/lib/late", [(9, 1)])]
     assert [n["kind"] for n in notes(kernel)].count("warning") == 1  # the strange process, once: it is not alive
+
+
+def test_who_falls_behind_takes_priority_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, given = [0, 100 << 20, 50 << 20, 10 << 20, 1 << 20, 0], []
+    monkeypatch.setattr("agentsight.capture.priority.LOOK_SECONDS", 0)
+    monkeypatch.setattr(os, "setpriority", lambda which, thread, nice: given.append(nice))
+    priority = Priority(SimpleNamespace(counters=lambda: {"arena_used": waiting.pop(0)}))
+    for _ in range(6):
+        priority.look()
+    assert given == [-15, 0]
+    assert priority.raised
+
+
+def test_without_the_right_to_a_priority_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(which: int, thread: int, nice: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("agentsight.capture.priority.LOOK_SECONDS", 0)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    priority = Priority(SimpleNamespace(counters=lambda: {"arena_used": 1 << 30}))
+    priority.look()
+    priority.look()
+    assert not priority.raised
 
 
 def test_who_still_lives() -> None:

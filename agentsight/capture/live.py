@@ -7,7 +7,6 @@ start. Iterating gives a Batch, or None when nothing came for a moment; after `s
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from agentsight.capture import procfs, rights
+from agentsight.capture import audience, procfs, rights
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, programs
 from agentsight.capture.priority import Priority
@@ -70,6 +69,9 @@ class LiveSource:
         if options.ssl and options.openssl:
             self._attach(capture)
         capture.start()
+        if options.stdio and not self._named:
+            for dev, ino in audience.objects():
+                capture.exclude_stdio(dev, ino)
         self._begin_notes()
         if self._attacher is not None:
             self._attacher.open_notes()
@@ -92,7 +94,6 @@ class LiveSource:
             "stdio_all_fds": o.stdio_all_fds,
             "stdio_max": o.stdio_max_bytes,
             "uid": o.uid,
-            "stdio_exclude": _own_terminals() if o.stdio and not self._named else [],
             "log_level": o.verbose,
         }
 
@@ -279,35 +280,6 @@ class LiveSource:
             self._capture.stop()
             self._ended = True
         self._close_writer()
-
-
-def _own_terminals() -> list[tuple[int, int]]:
-    """Device and inode of the pipes and terminals that we print to.
-
-    Where every process is watched, what is shown there would be captured from whoever shows it, and shown again.
-    """
-    found = set()
-    for fd in (0, 1, 2):
-        try:
-            st = os.fstat(fd)
-        except OSError:
-            continue  # closed
-        if stat.S_ISFIFO(st.st_mode) or stat.S_ISCHR(st.st_mode) or stat.S_ISSOCK(st.st_mode):
-            found.add((st.st_dev, st.st_ino))
-    # the terminal of a pipeline's last program, to which we may have no descriptor
-    number = procfs.controlling_terminal()
-    for path in [*Path("/dev/pts").glob("*"), *Path("/dev").glob("tty*")] if number else []:
-        try:
-            st = path.stat()
-        except OSError:
-            continue
-        if stat.S_ISCHR(st.st_mode) and st.st_rdev == number:
-            found.add((st.st_dev, st.st_ino))
-    for path in ("/dev/ptmx", "/dev/pts/ptmx"):  # where terminal programs read it; all terminals have this one in common
-        if os.path.exists(path):
-            st = os.stat(path)
-            found.add((st.st_dev, st.st_ino))
-    return sorted(found)
 
 
 def bpf_object() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -22,6 +23,7 @@ from agentsight.sinks.jsonl import FileLogger, lines
 from agentsight.sinks.render import size, summary_lines, text
 from agentsight.sinks.story import Story
 
+PATIENCE_SECONDS = 1.0  # timeout(1) and terminals of several layers send one Ctrl-C twice
 HELD_LINES = 1000  # stderr lines kept back while a command has the terminal
 
 
@@ -56,6 +58,7 @@ class Signals:
 
     def __init__(self, child: Child | None = None) -> None:
         self.received = 0
+        self._since = 0.0
         self._child = child
         self._stop: Callable[[], None] = lambda: None
 
@@ -80,10 +83,10 @@ class Signals:
         if number in (signal.SIGINT, signal.SIGQUIT):
             if self._child is not None and self._child.running:
                 return
-            if self.received:
-                signal.signal(number, signal.SIG_DFL)
+            if self.received and time.monotonic() - self._since > PATIENCE_SECONDS:
                 raise KeyboardInterrupt
-        self.received = self.received or number
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
         self._stop()
 
     def status(self) -> int:
@@ -206,8 +209,12 @@ def _decode(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story
     pipeline = Pipeline(decoder, source.options, sinks=sinks)
     alive = Alive({source.child.pid} if source.child is not None else source.pids)
     pipeline.observers = [alive.observe, source.observe]
-    for _ in drive(until_over(source, source, alive), pipeline):
-        pass
+    try:
+        for _ in drive(until_over(source, source, alive), pipeline):
+            pass
+    finally:
+        for sink in sinks:  # whatever happened, what is logged is written
+            sink.close()
     say.release()
     if story is not None and not source.options.quiet:
         for line in story.text():

@@ -188,6 +188,34 @@ def test_stdio_of_everything(tmp_path: Path) -> None:
     assert all(len(e["data"]) <= 4096 < e["len"] for e in cut)
 
 
+def test_what_shows_us_is_not_watched(tmp_path: Path) -> None:
+    """Each event that a filter behind us prints would be an event of its own, for ever."""
+    shown = tmp_path / "shown"
+    script = f"exec {AGENTSIGHT} trace --stdio 2>{tmp_path}/err | exec sed -u s/x/x/ | exec sed -u s/y/y/ > {shown}"
+    pipeline = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    deadline = time.monotonic() + 20
+    while "watching" not in (tmp_path / "err").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shell("/bin/echo once").communicate()
+    time.sleep(1)
+    os.killpg(pipeline.pid, signal.SIGINT)
+    pipeline.wait(20)
+    by = [e["comm"] for e in events(shown.read_text()[: shown.read_text().rfind("\n") + 1]) if e["source"] == "stdio"]
+    assert "echo" in by
+    assert by.count("sed") == 0
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path: Path) -> None:
+    log = tmp_path / "x.jsonl"
+    with watching("trace", "-q", "--log-file", log) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    assert process.returncode == 130
+    assert events(log)[-1]["source"] == "summary"
+
+
 def test_a_name_also_matches_scripts_and_later_starts(tmp_path: Path) -> None:
     script, log = tmp_path / "as_named_tool.py", tmp_path / "x.jsonl"
     script.write_text("import subprocess; subprocess.run(['/bin/echo', 'child'], stdout=subprocess.DEVNULL); input()")

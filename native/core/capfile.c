@@ -116,9 +116,9 @@ int as_cap_write_header(int fd, const void *meta, size_t n, uint64_t boot_ns, ui
 }
 
 int as_cap_write_batch(int fd, const void *data, size_t n, uint32_t records) {
-    struct batch_head b = {BATCH_MAGIC, (uint32_t)n, as_crc32c(0, data, n), records};
     if (n > AS_CAP_BATCH_MAX)
         return -EFBIG;
+    struct batch_head b = {BATCH_MAGIC, (uint32_t)n, as_crc32c(0, data, n), records};
     return write_all(fd, &b, sizeof b, data, n);
 }
 

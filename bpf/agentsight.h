@@ -154,6 +154,11 @@ struct as_stdio {
 #define AS_LABEL_MAX 48
 #define AS_SECRET_MAX 64
 #define AS_SEC_HAS_RANDOM 0x1
+#define AS_SEC_CHACHA 0x2 /* found in memory, beside the ChaCha20 key that follows from it */
+
+/* Label TRAFFIC_SECRET: a TLS 1.3 traffic secret, of any phase, direction and generation. Label AES_KEY: the AES key of one
+ * direction of a connection, most likely TLS 1.2; nothing else is known of it. */
+#define AS_STACK_MEMORY 255 /* as_secret.stack: found in the process's memory by user space; arg1 is its address there */
 
 struct as_secret {
     struct as_hdr h;

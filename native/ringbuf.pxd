@@ -23,6 +23,7 @@ cdef extern from "agentsight.h" nogil:
         AS_T_PROCESS
         AS_T_FOLLOW
         AS_ABI_VERSION
+        AS_K_SECRET
     struct as_hdr:
         uint32_t len
         uint16_t kind
@@ -48,6 +49,8 @@ cdef extern from "agentsight.h" nogil:
         as_hdr h
         uint32_t off
         uint32_t cap
+    struct as_secret:
+        as_hdr h
     struct as_note:
         as_hdr h
         uint32_t n

@@ -109,6 +109,9 @@ class Capture:
     def note(self, payload: bytes) -> None:
         """Put an AS_K_NOTE with this JSON into the stream."""
 
+    def insert_secrets(self, records: Buffer) -> int:
+        """Put finished AS_K_SECRET records (memscan.Secrets) into the stream; how many. ValueError where it is anything else."""
+
     def snapshot_process(
         self,
         tgid: int,

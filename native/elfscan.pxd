@@ -28,12 +28,16 @@ cdef extern from "elfscan.h" nogil:
         const char *const *labels
         uint32_t n_labels
         uint32_t anchors
+        uint32_t require
+        uint32_t never
         int8_t label_reg
+        uint8_t go
     ctypedef struct as_found:
         int how
         uint64_t va
         uint64_t off
         uint32_t evidence
         uint32_t agree
+        int likely
         char reason[160]
     int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *out)

@@ -8,24 +8,38 @@ class Wanted:
 
     `names`: symbols, the first that is in the file is taken. `labels`: key-log labels for the string cross-reference, 8 to 62
     characters each, at most 32; none switches it off. `anchors`: those labels of which one must agree. `label_register`: the
-    x86-64 register (0 rax, 1 rcx, 2 rdx, 3 rbx, 4 rsp, 5 rbp, 6 rsi, 7 rdi, 8 r8, ...) of the label argument; -1: any.
+    x86-64 register (0 rax, 1 rcx, 2 rdx, 3 rbx, 4 rsp, 5 rbp, 6 rsi, 7 rdi, 8 r8, ...) of the label argument, on arm64 the argument of
+    the same position; -1: any. `require`, `never`: labels that the stack's function, as it is known, takes all and none of: this
+    tells stacks with equal labels apart. `go`: the names are Go's, and are looked up in the program's function table too.
     ValueError for what cannot be searched for.
     """
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
     anchors: tuple[str, ...]
+    require: tuple[str, ...]
+    never: tuple[str, ...]
     label_register: int
+    go: bool
 
     def __init__(
-        self, names: Sequence[str], labels: Sequence[str] = (), anchors: Sequence[str] = (), label_register: int = 6
+        self,
+        names: Sequence[str],
+        labels: Sequence[str] = (),
+        anchors: Sequence[str] = (),
+        label_register: int = 6,
+        *,
+        require: Sequence[str] = (),
+        never: Sequence[str] = (),
+        go: bool = False,
     ) -> None: ...
 
 class Found:
-    """What became of one Wanted. `how`: ``dynsym``, ``symtab``, ``xref``, or empty and `reason` says why.
+    """What became of one Wanted. `how`: ``dynsym``, ``symtab``, ``gopclntab``, ``xref``, or empty and `reason` says why.
 
     `offset` is the place in the file (for a uprobe), `address` the virtual address in the file's own numbering. `evidence`: the
     labels that are in the file; looked for only where no symbol is. `agree`: those whose loads led to the address (xref).
+    `likely`: nothing was found, but the stack seems to be in the file.
     """
 
     how: str
@@ -33,6 +47,7 @@ class Found:
     address: int
     evidence: tuple[str, ...]
     agree: tuple[str, ...]
+    likely: bool
     reason: str
 
 class ScanResult:

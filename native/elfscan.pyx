@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Finding TLS functions in binaries. See elfscan.pyi; the search itself is core/elffile.c, elfscan.c and xref.c."""
+"""Finding TLS functions in binaries. See elfscan.pyi; the search itself is core/elfscan.h and what it names."""
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport strerror
 
 import os
 
-HOW = ("", "dynsym", "symtab", "xref")
+HOW = ("", "dynsym", "symtab", "xref", "gopclntab")
 MACHINES = {62: "x86_64", 183: "aarch64"}
 LABELS_MAX = 32
 LABEL_MIN = 8
@@ -16,15 +16,23 @@ cdef class Wanted:
     cdef readonly tuple names
     cdef readonly tuple labels
     cdef readonly tuple anchors
+    cdef readonly tuple require
+    cdef readonly tuple never
     cdef readonly int label_register
+    cdef readonly bint go
     cdef tuple raw_names
     cdef tuple raw_labels
     cdef uint32_t anchor_bits
+    cdef uint32_t require_bits
+    cdef uint32_t never_bits
 
-    def __init__(self, names, labels=(), anchors=(), int label_register=6):
+    def __init__(self, names, labels=(), anchors=(), int label_register=6, *, require=(), never=(), bint go=False):
         self.names = tuple(names)
         self.labels = tuple(labels)
         self.anchors = tuple(anchors)
+        self.require = tuple(require)
+        self.never = tuple(never)
+        self.go = go
         if not -1 <= label_register <= 15:
             raise ValueError(f"there is no register {label_register}")
         if len(self.labels) > LABELS_MAX or len(self.names) > AS_PATS_MAX:
@@ -32,11 +40,18 @@ cdef class Wanted:
         self.label_register = label_register
         self.raw_names = tuple(_raw(name, 2) for name in self.names)
         self.raw_labels = tuple(_raw(label, LABEL_MIN) for label in self.labels)
-        self.anchor_bits = 0
-        for anchor in self.anchors:
-            if anchor not in self.labels:
-                raise ValueError(f"anchor {anchor!r} is none of the labels")
-            self.anchor_bits |= <uint32_t>1 << <int>self.labels.index(anchor)
+        self.anchor_bits = _bits(self.labels, self.anchors)
+        self.require_bits = _bits(self.labels, self.require)
+        self.never_bits = _bits(self.labels, self.never)
+
+
+cdef uint32_t _bits(tuple labels, tuple chosen) except? 0xffffffff:
+    cdef uint32_t bits = 0
+    for label in chosen:
+        if label not in labels:
+            raise ValueError(f"{label!r} is none of the labels")
+        bits |= <uint32_t>1 << <int>labels.index(label)
+    return bits
 
 
 def _raw(text, least):
@@ -52,6 +67,7 @@ cdef class Found:
     cdef readonly object address
     cdef readonly tuple evidence
     cdef readonly tuple agree
+    cdef readonly bint likely
     cdef readonly str reason
 
     def __repr__(self):
@@ -82,6 +98,7 @@ cdef Found _found(Wanted want, const as_found *f):
     out.address = f.va
     out.evidence = _chosen(want.labels, f.evidence)
     out.agree = _chosen(want.labels, f.agree)
+    out.likely = f.likely
     out.reason = "" if f.how != AS_HOW_NONE else (<bytes>f.reason).decode()
     return out
 
@@ -125,6 +142,9 @@ cdef ScanResult _scan(int fd, list wants):
                 strings[at] = <bytes>raw
                 at += 1
             c_wants[i].anchors = want.anchor_bits
+            c_wants[i].require = want.require_bits
+            c_wants[i].never = want.never_bits
+            c_wants[i].go = want.go
             c_wants[i].label_reg = <int8_t>want.label_register
         with nogil:
             rc = as_elf_scan(&e, fd, c_wants, n, found)

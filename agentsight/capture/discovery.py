@@ -24,7 +24,7 @@ from agentsight._native import elfscan
 from agentsight.capture import hostfile, procfs
 from agentsight.capture.scancache import DEFAULT_DIR, Entry, FileKey, Miss, Place, ScanCache
 from agentsight.errors import TargetError
-from agentsight.tls import TlsStack
+from agentsight.tls import KeylogFunction, TlsStack
 
 MAPS_MAX = 16 << 20  # bytes of one /proc/PID/maps: 65,530 mappings of ordinary length
 PROGRAM_MIN = 256 << 10  # a program with a TLS stack inside is larger
@@ -45,7 +45,7 @@ class ProbeTarget:
     stack: str
     offset: int
     cookie: int
-    how: str  # dynsym, symtab, xref
+    how: str  # dynsym, symtab, gopclntab, xref
     display_path: str  # as its user calls it
 
 
@@ -101,8 +101,7 @@ class Discovery:
         for stack in self.stacks:
             for index, function in enumerate(stack.functions):
                 self._wanted.append((stack, index))
-                register = function.arguments.label.x86
-                wanted.append(elfscan.Wanted(function.symbols, function.labels, function.anchors, register))
+                wanted.append(wanted_of(function))
         self._elf_wanted = wanted
         self._cache = ScanCache(self.stacks, self.cache_dir if os.geteuid() == 0 else None)
         self.problems = self._cache.problems
@@ -281,12 +280,11 @@ class Discovery:
             if found.how:
                 places.append(Place(stack.name, index, found.offset, found.how))
                 continue
-            likely = len(found.evidence) >= 2 and any(a in found.evidence for a in stack.functions[index].anchors)
-            if likely or stack.name not in misses:
-                misses[stack.name] = Miss(stack.name, found.reason, likely)
+            if found.likely or stack.name not in misses:
+                misses[stack.name] = Miss(stack.name, found.reason, found.likely)
         for place in places:
             misses.pop(place.stack, None)
-        entry = Entry(key, result.build_id, result.status, tuple(places), tuple(misses.values()))
+        entry = Entry(key, result.build_id, result.status, tuple(places), tuple(misses.values()), result.machine)
         if FileKey.of(os.fstat(fd)) == key:  # not changed while we read
             self._cache.put(entry)
         return entry
@@ -302,7 +300,9 @@ class Discovery:
         while len(self._seen) >= MAX_SEEN:
             del self._seen[next(iter(self._seen))]
         dark = [(stack, entry.status) for stack in file.stacks if entry.status]
-        dark += [(miss.stack, miss.reason) for miss in entry.misses if miss.likely or miss.stack in file.stacks]
+        # a library's name promises a stack, unless another is in it
+        named = () if entry.places else file.stacks
+        dark += [(miss.stack, miss.reason) for miss in entry.misses if miss.likely or miss.stack in named]
         self._seen[entry.key] = dark
         self._is_seen(file, entry.key, used)
 
@@ -325,7 +325,7 @@ class Discovery:
             while len(self._given) >= MAX_SEEN:
                 del self._given[next(iter(self._given))]
             self._given[where] = None
-            cookie = stack.cookie(stack.functions[place.function])
+            cookie = stack.cookie(stack.functions[place.function], entry.machine)
             targets.append(ProbeTarget(f"/proc/self/fd/{fd}", *where[:2], stack.name, place.offset, cookie, place.how, display))
         return targets
 
@@ -336,6 +336,19 @@ class Discovery:
             os.close(oldest)
             self.counters.closed += 1
         self._open[fd] = None
+
+
+def wanted_of(function: KeylogFunction) -> elfscan.Wanted:
+    """A key-log function as the search takes it."""
+    return elfscan.Wanted(
+        function.symbols,
+        function.labels,
+        function.anchors,
+        function.arguments.label.x86,
+        require=function.require,
+        never=function.never,
+        go=function.go,
+    )
 
 
 def _plain_file(path: str) -> _File:

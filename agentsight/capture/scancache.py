@@ -23,7 +23,7 @@ FILE_NAME = "elfscan.json"
 MAX_ENTRIES = 4096
 MAX_BYTES = 8 << 20
 # of the search itself: a change of its rules makes old results void
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 
 
 class FileKey(msgspec.Struct, frozen=True, array_like=True):
@@ -51,7 +51,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Miss(msgspec.Struct, frozen=True, array_like=True):
-    """A stack that was not found. `likely`: its labels are in the file."""
+    """A stack that was not found. `likely`: it seems to be in the file."""
 
     stack: str
     reason: str
@@ -66,6 +66,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     status: str
     places: tuple[Place, ...]
     misses: tuple[Miss, ...]
+    machine: str  # as in ScanResult
 
 
 class _OnDisk(msgspec.Struct):

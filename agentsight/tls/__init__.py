@@ -9,12 +9,15 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from agentsight.errors import UsageError
+from agentsight.tls.boringssl import BORINGSSL
+from agentsight.tls.gnutls import GNUTLS
+from agentsight.tls.go import GO
 from agentsight.tls.openssl import OPENSSL
 from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 __all__ = ["STACKS", "Arguments", "KeylogFunction", "Reg", "TlsStack", "name_of", "select"]
 
-STACKS: tuple[TlsStack, ...] = (OPENSSL,)
+STACKS: tuple[TlsStack, ...] = (OPENSSL, BORINGSSL, GNUTLS, GO)
 GROUP = "agentsight.tls"
 
 

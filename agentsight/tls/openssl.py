@@ -33,6 +33,7 @@ OPENSSL = TlsStack(
                 "SERVER_TRAFFIC_SECRET_0",
             ),
             anchors=("CLIENT_RANDOM", "EARLY_EXPORTER_SECRET"),
+            never=("CLIENT_EARLY_TRAFFIC_SECRET", "CLIENT_TRAFFIC_SECRET_0"),
         ),
     ),
 )

@@ -67,6 +67,9 @@ class KeylogFunction:
     """A function that is handed secrets, and the ladder by which it is found: symbols, then loads of key-log labels.
 
     `anchors`: labels that are always loaded as an argument of the call; one of them must lead to the function.
+    `require`, `never`: labels that all do, and that never do: so stacks with the same labels are told apart.
+    `go`: the symbols are Go's; they are looked up in the program's own function table too.
+    `arguments_arm64`: where they are on arm64, if it is not the C argument of the same position.
     `kind`: what the kernel program does with the arguments (``AS_COOKIE_KIND``).
     """
 
@@ -74,6 +77,10 @@ class KeylogFunction:
     arguments: Arguments
     labels: tuple[str, ...] = ()
     anchors: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    go: bool = False
+    arguments_arm64: Arguments | None = None
     kind: int = 0
 
 
@@ -101,9 +108,9 @@ class TlsStack:
         """Whether a file of that base name may be one of its libraries."""
         return any(fnmatchcase(name, pattern) for pattern in self.libraries)
 
-    def cookie(self, function: KeylogFunction) -> int:
-        """The 64-bit cookie of a probe at `function`."""
-        a = function.arguments
+    def cookie(self, function: KeylogFunction, machine: str = "x86_64") -> int:
+        """The 64-bit cookie of a probe at `function` in a file for `machine` (``x86_64``, ``aarch64``)."""
+        a = (function.arguments_arm64 if machine == "aarch64" else None) or function.arguments
         nibbles = (a.label, a.label_len, a.secret, a.secret_len, a.first, a.random, function.kind)
         value = self.id
         for i, nibble in enumerate(nibbles):

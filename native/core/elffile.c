@@ -132,6 +132,7 @@ int as_elf_open(as_elf *e, int fd) {
         e->shoff = h.e_shoff;
         n = n < room ? n : room;
         e->n_sections = (uint32_t)(n < AS_ELF_MAX_SECTION ? n : AS_ELF_MAX_SECTION);
+        e->names = h.e_shstrndx;
     }
     e->window = malloc(AS_ELF_WINDOW + 2 * AS_ELF_PAD);
     return e->window ? AS_ELF_OK : AS_ELF_NOMEM;
@@ -380,9 +381,25 @@ static int begins_like_function(as_elf *e, uint64_t va) {
     return 0;
 }
 
+/* arm64: an instruction that functions begin with, or one that none goes on behind stands before it */
+static int begins_like_function_a64(as_elf *e, uint64_t va) {
+    uint32_t code[2];
+    uint64_t off = as_elf_offset(e, va, PF_X);
+    if (va % 4 || off < 4 || off == UINT64_MAX || as_elf_read(e, code, sizeof code, off - 4) != AS_ELF_OK)
+        return 0;
+    uint32_t before = code[0], first = code[1];
+    return first == 0xd503233f || first == 0xd503237f || (first & 0xffffff3f) == 0xd503241f || /* paciasp, pacibsp, bti */
+           (first & 0xffc07fff) == 0xa9807bfd ||
+           (first & 0xff8003ff) == 0xd10003ff || /* stp x29, x30, [sp, #-n]!; sub sp, sp, #n */
+           (first & 0xffc003e0) == 0xa98003e0 ||                                       /* stp of others, the same way */
+           before == 0xd65f03c0 || before == 0 || before == 0xd503201f;                /* ret, padding, nop */
+}
+
 int as_elf_is_function(as_elf *e, uint64_t va) {
     if (as_elf_offset(e, va, PF_X) == UINT64_MAX)
         return 0;
     int known = in_eh_table(e, va);
-    return known >= 0 ? known : va % 16 == 0 || begins_like_function(e, va);
+    if (known >= 0)
+        return known;
+    return e->machine == AS_ELF_AARCH64 ? begins_like_function_a64(e, va) : va % 16 == 0 || begins_like_function(e, va);
 }

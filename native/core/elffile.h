@@ -45,7 +45,7 @@ typedef struct as_elf {
     uint32_t n_seg;   /* PT_LOAD only, filesz cut to the file's end */
     as_elf_seg seg[AS_ELF_MAX_SEG];
     uint64_t shoff;
-    uint32_t n_sections;
+    uint32_t n_sections, names; /* names: index of the section with the sections' names */
     uint64_t eh_off, eh_va, eh_size; /* .eh_frame_hdr; size 0: none */
     uint8_t build_id[64];
     uint32_t build_id_len; /* 0: none */
@@ -62,6 +62,11 @@ typedef struct as_pat {
 
 /* Where pattern `id` was found. A non-zero result ends the search. */
 typedef int (*as_pat_hit)(void *ctx, uint32_t id, uint64_t off);
+
+/* A section by name. `size` 0: there is none. */
+typedef struct as_elf_sec {
+    uint64_t off, va, size;
+} as_elf_sec;
 
 /* A symbol's defined function. `n`: how many different addresses the name has in the table (0: not there). */
 typedef struct as_elf_sym {
@@ -80,14 +85,24 @@ int as_elf_read(as_elf *e, void *buf, size_t n, uint64_t off);
  * segment must have. This is what perf and uprobes call the offset: va - p_vaddr + p_offset. */
 uint64_t as_elf_offset(const as_elf *e, uint64_t va, uint32_t want_flags);
 
+/* The first section of a name, if its bytes are in the file. */
+as_elf_sec as_elf_section(as_elf *e, const char *name);
+
+/* The 64-bit word at a virtual address as it will be once the program is loaded at its own addresses: relocations without a symbol
+ * (R_X86_64_RELATIVE, R_AARCH64_RELATIVE in sections of type RELA) are applied. 0 where there is no such place. */
+uint64_t as_elf_pointer(as_elf *e, uint64_t va);
+
+/* Where a pointer to `value` is put by such a relocation: the lowest such address, 0: nowhere. */
+uint64_t as_elf_pointed_from(as_elf *e, uint64_t value);
+
 /* Finds each of n patterns (1..AS_PATS_MAX of 2..AS_PAT_MAX bytes) in a range of the file. */
 int as_elf_find(as_elf *e, uint64_t off, uint64_t size, const as_pat *pats, uint32_t n, as_pat_hit hit, void *ctx);
 
 /* Looks up n names in the dynamic (table 11, SHT_DYNSYM) or static (2, SHT_SYMTAB) symbol table; out[i] for names[i]. */
 int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out);
 
-/* 1: a function begins at va, by .eh_frame_hdr or, where that says nothing of this place, by its alignment or its first bytes
- * (x86-64); 0: none does. */
+/* 1: a function begins at va, by .eh_frame_hdr or, where that says nothing of this place, by its alignment or its first bytes;
+ * 0: none does. */
 int as_elf_is_function(as_elf *e, uint64_t va);
 
 const char *as_elf_strstatus(int status);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * See elfscan.h. The symbol rungs; the cross-reference is xref.c.
+ * See elfscan.h. The symbol rungs; Go's table is gopclntab.c, the cross-reference xref.c.
  */
 #include "elfscan.h"
 
@@ -77,5 +77,11 @@ int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *o
         if (rc != AS_ELF_OK || all_found(out, n))
             return rc;
     }
-    return as_xref(e, wants, n, out);
+    rc = as_gopclntab(e, wants, n, out);
+    if (rc == AS_ELF_OK)
+        rc = as_xref(e, wants, n, out);
+    for (uint32_t i = 0; i < n && rc == AS_ELF_OK; i++)
+        if (out[i].how == AS_HOW_NONE && !out[i].reason[0])
+            snprintf(out[i].reason, sizeof out[i].reason, "no symbol of that name");
+    return rc;
 }

@@ -128,7 +128,7 @@ static int file_of(const void *bytes, size_t n) {
 
 static const char *const NAMES_[] = {"ssl_log_secret"};
 static const char *const LABELS[] = {"CLIENT_RANDOM", "EARLY_EXPORTER_SECRET", "SERVER_TRAFFIC_SECRET_0"};
-static const as_want WANT = {NAMES_, 1, LABELS, 3, 3, 6};
+static const as_want WANT = {.names = NAMES_, .n_names = 1, .labels = LABELS, .n_labels = 3, .anchors = 3, .label_reg = 6};
 
 static int scan_n(size_t n, const as_want *wants, uint32_t n_wants, as_found *out) {
     int fd = file_of(image, n);
@@ -221,14 +221,16 @@ static void test_xref(void) {
     CHECK(scan().va == fn);
     make_calls(ET_DYN, 0x400000, 0, 1); /* absolute words mean nothing in a shared object */
     CHECK(scan().how == AS_HOW_NONE);
-    /* two descriptions with the same labels, one with a register that is never loaded */
+    /* descriptions with the same labels: a register that is never loaded, and a function that another one has */
     make_calls(ET_DYN, 0, 0, 0);
     as_want wants[3] = {WANT, WANT, WANT};
-    wants[1].label_reg = 3;
-    wants[2].label_reg = -1;
+    wants[0].label_reg = 3;
+    wants[1].label_reg = -1;
     as_found out[3];
     CHECK(scan_n(FILE_SIZE, wants, 3, out) == AS_ELF_OK);
-    CHECK(out[0].how == AS_HOW_XREF && out[1].how == AS_HOW_NONE && out[2].how == AS_HOW_XREF && out[2].va == out[0].va);
+    CHECK(out[0].how == AS_HOW_NONE && out[0].likely);
+    CHECK(out[1].how == AS_HOW_XREF && out[1].agree == 3);
+    CHECK(out[2].how == AS_HOW_NONE && !out[2].likely);
 }
 
 /* ---- what must not ---- */
@@ -274,9 +276,170 @@ static void test_not_found(void) {
     CHECK(f.how == AS_HOW_NONE && strstr(f.reason, "no function's start"));
 
     make_calls(ET_DYN, 0, 0, 0);
-    ehdr()->e_machine = EM_AARCH64;
+    ehdr()->e_machine = EM_AARCH64; /* x86-64 code is no arm64 code */
     f = scan();
-    CHECK(f.how == AS_HOW_NONE && f.evidence == 7 && strstr(f.reason, "x86-64"));
+    CHECK(f.how == AS_HOW_NONE && f.evidence == 7 && f.likely && strstr(f.reason, "no code loads"));
+}
+
+/* ---- two stacks with the same labels in one file ---- */
+static void test_two_stacks(void) {
+    for (int odd = 0; odd < 2; odd++) {
+        begin(ET_DYN, 0, 0x1000);
+        uint64_t s[3];
+        for (int i = 0; i < 3; i++)
+            s[i] = string(LABELS[i]);
+        uint64_t one = function(), two = function();
+        const struct {
+            uint64_t label, to;
+        } calls[] = {{s[0], one}, {s[1], one}, {s[0], two}, {s[2], two}};
+        for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+            lea(6, calls[i].label);
+            branch(0xe8, calls[i].to);
+        }
+        if (odd) { /* the first one takes what it never does: left over, it is the first one's all the same */
+            lea(6, s[2]);
+            branch(0xe8, one);
+            lea(6, s[1]);
+            branch(0xe8, two);
+        }
+        as_want wants[3] = {WANT, WANT, WANT};
+        wants[0].never = 4; /* SERVER_TRAFFIC_SECRET_0 */
+        wants[1].require = 4;
+        wants[1].never = odd ? 0 : 2; /* EARLY_EXPORTER_SECRET */
+        wants[2].require = 7;
+        wants[2].anchors = 2;
+        as_found out[3];
+        CHECK(scan_n(FILE_SIZE, wants, 3, out) == AS_ELF_OK);
+        if (odd) { /* both look the same: nothing is said of either */
+            for (int i = 0; i < 3; i++)
+                CHECK(out[i].how == AS_HOW_NONE && out[i].likely && strstr(out[i].reason, "two functions"));
+            continue;
+        }
+        CHECK(out[0].how == AS_HOW_XREF && out[0].va == one && out[0].agree == 3);
+        CHECK(out[1].how == AS_HOW_XREF && out[1].va == two && out[1].agree == 5);
+        CHECK(out[2].how == AS_HOW_NONE && !out[2].likely && strstr(out[2].reason, "another stack's"));
+    }
+    make_calls(ET_DYN, 0, 0, 0); /* what a want never takes, but nobody else does either */
+    as_want wants[2] = {WANT, WANT};
+    wants[0].never = 1;
+    wants[1].require = 4;
+    as_found out[2];
+    CHECK(scan_n(FILE_SIZE, wants, 2, out) == AS_ELF_OK);
+    CHECK(out[0].how == AS_HOW_XREF && out[1].how == AS_HOW_NONE && !out[1].likely);
+}
+
+/* ---- arm64 ---- */
+static void insn(uint32_t w) {
+    code32(w);
+}
+
+static void adrp(uint32_t reg, uint64_t target) {
+    int64_t pages = (int64_t)(target >> 12) - (int64_t)(here() >> 12);
+    insn(0x90000000 | reg | (uint32_t)(pages & 3) << 29 | (uint32_t)(pages >> 2 & 0x7ffff) << 5);
+}
+
+static void add(uint32_t to, uint32_t from, uint64_t target) {
+    insn(0x91000000 | to | from << 5 | (uint32_t)(target & 0xfff) << 10);
+}
+
+static void bl(uint32_t op, uint64_t target) {
+    insn(op | (uint32_t)((int64_t)(target - here()) >> 2 & 0x3ffffff));
+}
+
+static uint64_t function_a64(void) {
+    align();
+    insn(0xd503201f); /* nop */
+    uint64_t at = here();
+    insn(0xa9bf7bfd); /* stp x29, x30, [sp, #-16]! */
+    insn(0xa8c17bfd);
+    insn(0xd65f03c0); /* ret */
+    return at;
+}
+
+static void test_arm64(void) {
+    for (int variant = 0; variant < 5; variant++) {
+        begin(ET_DYN, variant & 1 ? 0x400000 : 0, 0x10000);
+        ehdr()->e_machine = EM_AARCH64;
+        uint64_t s[3];
+        for (int i = 0; i < 3; i++)
+            s[i] = string(LABELS[i]);
+        uint64_t fn = function_a64(), helper = function_a64();
+        uint32_t label = variant == 3 ? 2 : 1; /* variant 3: not the argument's register */
+        adrp(8, s[0]);
+        insn(0xaa1303e0); /* mov x0, x19 */
+        add(label, 8, s[0]);
+        insn(0xf9400042); /* ldr x2, [x2] */
+        bl(0x94000000, fn);
+        adrp(9, s[2]); /* a variable */
+        add(9, 9, s[2]);
+        bl(0x94000000, helper);
+        adrp(1, s[1]);
+        add(1, 1, s[1]);
+        insn(0xb5000040); /* cbnz x0, + 8 */
+        if (variant == 4)
+            insn(0xd63f0100); /* blr x8: another call comes first */
+        bl(variant == 2 ? 0x14000000 : 0x94000000, fn);
+        as_found f = scan();
+        if (variant < 3)
+            CHECK(f.how == AS_HOW_XREF && f.va == fn && f.off == fn - base - 0x10000 && f.agree == 3);
+        else
+            CHECK(f.how == AS_HOW_NONE && f.likely);
+    }
+}
+
+/* ---- Go's table ---- */
+static const char *const GO_NAMES[] = {"crypto/tls.(*Config).writeKeyLog"};
+static const as_want GO_WANT = {.names = GO_NAMES, .n_names = 1, .label_reg = 3, .go = 1};
+
+/* A table at `at` with three functions, the second one of the name; its start of the code in the header, or none. */
+static uint64_t make_go(uint64_t at, uint32_t magic, int machine, int header_has_start) {
+    static const char *const names[] = {"runtime.main", "crypto/tls.(*Config).writeKeyLog", "main.main"};
+    begin(ET_EXEC, 0x400000, 0);
+    ehdr()->e_machine = (Elf64_Half)machine;
+    uint8_t *t = image + at;
+    uint32_t name_at[3], n = 0, names_off = 0x48;
+    uint64_t text = here();
+    memcpy(t, &magic, 4);
+    t[6] = machine == EM_X86_64 ? 1 : 4;
+    t[7] = 8;
+    for (int i = 0; i < 3; i++) {
+        name_at[i] = n;
+        memcpy(t + names_off + n, names[i], strlen(names[i]) + 1);
+        n += (uint32_t)strlen(names[i]) + 1;
+    }
+    const uint64_t head[] = {3, 0, header_has_start ? text : 0, names_off, 0x100, 0x110, 0x110, 0x120};
+    memcpy(t + 8, head, sizeof head);
+    for (uint32_t i = 0; i < 3; i++) {
+        code(machine == EM_X86_64 ? "\x49\x3b\x66\x10" : "\x90\x0b\x40\xf9", 4);
+        align();
+        uint32_t row[] = {i * 16, 0x40 + i * 16}, description[] = {i * 16, name_at[i]};
+        memcpy(t + 0x120 + i * 8, row, sizeof row);
+        memcpy(t + 0x120 + row[1], description, sizeof description);
+    }
+    return text + 16;
+}
+
+static void test_go(void) {
+    as_found f;
+    for (int k = 0; k < 8; k++) {
+        uint64_t fn = make_go(0x810, k & 1 ? 0xfffffff1 : 0xfffffff0, k & 2 ? EM_X86_64 : EM_AARCH64, k & 4);
+        CHECK(scan_n(FILE_SIZE, &GO_WANT, 1, &f) == AS_ELF_OK);
+        CHECK(f.how == AS_HOW_GOPCLNTAB && f.va == fn && f.off == fn - 0x400000);
+        image[fn - 0x400000] ^= 1; /* what is there is none of Go's functions */
+        CHECK(scan_n(FILE_SIZE, &GO_WANT, 1, &f) == AS_ELF_OK);
+        CHECK(f.how == AS_HOW_NONE && f.likely && strstr(f.reason, "unclear"));
+    }
+    make_go(0x814, 0xfffffff1, EM_X86_64, 1); /* not aligned: no table */
+    CHECK(scan_n(FILE_SIZE, &GO_WANT, 1, &f) == AS_ELF_OK);
+    CHECK(f.how == AS_HOW_NONE && !f.likely && strstr(f.reason, "no Go program"));
+    make_go(0x810, 0xfffffff1, EM_X86_64, 1);
+    image[0x810 + 0x48 + 13] = 'x'; /* another name */
+    CHECK(scan_n(FILE_SIZE, &GO_WANT, 1, &f) == AS_ELF_OK);
+    CHECK(f.how == AS_HOW_NONE && !f.likely && strstr(f.reason, "not in this Go program"));
+    make_go(0x810, 0xfffffff1, EM_X86_64, 1);
+    memset(image + 0x810 + 0x120 + 20, 0xff, 4); /* a description outside the table */
+    CHECK(scan_n(FILE_SIZE, &GO_WANT, 1, &f) == AS_ELF_OK);
+    CHECK(f.how == AS_HOW_NONE && strstr(f.reason, "contradicts"));
 }
 
 /* What frame descriptions say of a place: 0 a function begins there, 1 it lies inside one, 2 nothing. */
@@ -359,11 +522,12 @@ static void test_instructions(void) {
 
 /* ---- damage ---- */
 static void check_any(size_t n) {
-    as_found f;
-    int rc = scan_n(n, &WANT, 1, &f);
+    const as_want wants[2] = {WANT, GO_WANT};
+    as_found f[2];
+    int rc = scan_n(n, wants, 2, f);
     CHECK(rc >= AS_ELF_OK && rc <= AS_ELF_NOMEM);
-    if (rc == AS_ELF_OK)
-        CHECK(f.how == AS_HOW_NONE ? f.reason[0] != 0 : f.off < n);
+    for (int i = 0; i < 2 && rc == AS_ELF_OK; i++)
+        CHECK(f[i].how == AS_HOW_NONE ? f[i].reason[0] != 0 : f[i].off < n);
 }
 
 static uint64_t seed = 1;
@@ -389,6 +553,12 @@ static void test_damage(void) {
         }
         check_any(FILE_SIZE);
     }
+    for (int round = 0; round < 6000; round++) {
+        make_go(0x810, 0xfffffff1, round & 1 ? EM_X86_64 : EM_AARCH64, round & 2);
+        for (uint32_t k = 0, changes = 1 + rnd(4); k < changes; k++)
+            image[rnd(2) ? 0x810 + rnd(0x180) : rnd(CODE + 64)] = rnd(2) ? nasty[rnd(sizeof nasty)] : (uint8_t)rnd(256);
+        check_any(round % 7 ? FILE_SIZE : 0x810 + rnd(0x900));
+    }
 }
 
 static void test_other_files(void) {
@@ -409,6 +579,9 @@ int main(void) {
     test_symbols();
     test_xref();
     test_not_found();
+    test_two_stacks();
+    test_arm64();
+    test_go();
     test_eh_frame_hdr();
     test_windows();
     test_instructions();

@@ -1,8 +1,8 @@
 """GnuTLS 3.6.13 and newer, shared: ``_gnutls_call_keylog_func(session, label, secret, secret_len)`` in lib/kx.c.
 
-It is called for each secret whether or not a key log is wanted; a static function, stripped from distributions' libraries. TLS 1.3's
-handshake and traffic labels come through a variable, CLIENT_EARLY_TRAFFIC_SECRET and EARLY_EXPORTER_SECRET are loaded where it is
-called. CLIENT_RANDOM is TLS 1.2's master secret.
+It is called for each secret whether or not a key log is wanted; a static function, stripped from distributions' libraries.
+TLS 1.3's handshake and traffic labels come through a variable, CLIENT_EARLY_TRAFFIC_SECRET and EARLY_EXPORTER_SECRET are loaded
+where it is called. CLIENT_RANDOM is TLS 1.2's master secret.
 
 Users: Debian's wget, git (libcurl-gnutls), apt, emacs, everything on glib-networking.
 """

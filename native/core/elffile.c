@@ -2,6 +2,7 @@
  * See elffile.h.
  */
 #include "elffile.h"
+#include "vec16.h"
 
 #include <elf.h>
 #include <errno.h>
@@ -153,9 +154,6 @@ uint64_t as_elf_offset(const as_elf *e, uint64_t va, uint32_t want_flags) {
 }
 
 /* ---- byte strings, at memory speed: every position is compared with the first two bytes of each pattern ---- */
-typedef uint8_t v16 __attribute__((vector_size(16)));
-typedef uint64_t v2 __attribute__((vector_size(16)));
-
 #define PAIRS_MAX 16
 
 typedef struct pairs {
@@ -163,38 +161,21 @@ typedef struct pairs {
     uint8_t a[PAIRS_MAX], b[PAIRS_MAX];
 } pairs;
 
-static inline v16 load16(const uint8_t *p) {
-    v16 v;
-    memcpy(&v, p, sizeof v);
-    return v;
+/* which of the 16 positions from p on begin like a pattern; reads 17 bytes */
+static inline uint32_t candidates(const uint8_t *p, const pairs *f) {
+    v16 hit = {0}, x = load16(p), y = load16(p + 1);
+    for (uint32_t i = 0; i < f->n; i++)
+        hit |= (v16)((x == all16(f->a[i])) & (y == all16(f->b[i])));
+    return mask16(hit);
 }
 
-static inline v16 all16(uint8_t x) {
-    return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
-}
-
-/* whether any of the 64 positions from p on begins like a pattern; reads 65 bytes */
-static inline int block_may_hit(const uint8_t *p, const pairs *f) {
-    v16 hit = {0};
-    for (int k = 0; k < 64; k += 16) {
-        v16 x = load16(p + k), y = load16(p + k + 1);
-        for (uint32_t i = 0; i < f->n; i++)
-            hit |= (v16)((x == all16(f->a[i])) & (y == all16(f->b[i])));
-    }
-    v2 any = (v2)hit;
-    return (any[0] | any[1]) != 0;
-}
-
-static int check_positions(const uint8_t *buf, size_t from, size_t to, size_t n, const as_pat *pats, uint32_t n_pats,
-                           uint64_t off, as_pat_hit hit, void *ctx) {
-    for (size_t p = from; p < to; p++) {
-        for (uint32_t i = 0; i < n_pats; i++) {
-            if (buf[p] != pats[i].s[0] || pats[i].n > n - p || memcmp(buf + p, pats[i].s, pats[i].n))
-                continue;
-            if (hit(ctx, i, off + p))
-                return 1;
-        }
-    }
+/* the patterns that are at position p of the n bytes; 1: enough */
+static int check_position(const uint8_t *buf, size_t p, size_t n, const as_pat *pats, uint32_t n_pats, uint64_t off,
+                          as_pat_hit hit, void *ctx) {
+    for (uint32_t i = 0; i < n_pats; i++)
+        if (buf[p] == pats[i].s[0] && buf[p + 1] == pats[i].s[1] && pats[i].n <= n - p &&
+            !memcmp(buf + p, pats[i].s, pats[i].n) && hit(ctx, i, off + p))
+            return 1;
     return 0;
 }
 
@@ -225,12 +206,12 @@ int as_elf_find(as_elf *e, uint64_t off, uint64_t size, const as_pat *pats, uint
         if (rc != AS_ELF_OK)
             return rc;
         memset(e->window + n, 0, AS_ELF_PAD);
-        for (size_t p = 0; p < step; p += 64) {
-            if (f.n && !block_may_hit(e->window + p, &f))
-                continue;
-            size_t to = p + 64 < step ? p + 64 : step;
-            if (check_positions(e->window, p, to, n, pats, n_pats, off + done, hit, ctx))
-                return AS_ELF_OK;
+        for (size_t p = 0; p < step; p += 16) {
+            for (uint32_t m = f.n ? candidates(e->window + p, &f) : 0xffff; m; m &= m - 1) {
+                size_t q = p + (size_t)__builtin_ctz(m);
+                if (q < step && check_position(e->window, q, n, pats, n_pats, off + done, hit, ctx))
+                    return AS_ELF_OK;
+            }
         }
         done += step;
     }

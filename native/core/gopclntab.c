@@ -20,6 +20,7 @@
 #define NAMES_MAX 8 /* places where one wanted name may lie */
 #define TABLES_MAX 8
 #define ROWS_AT_ONCE 2048
+#define IN_MODULE (22 * 8) /* `text` in runtime.moduledata: behind the header's address, six slices, findfunctab, minpc, maxpc */
 #define PROBES 64 /* functions whose beginnings are looked at, to believe in a start of the code */
 
 typedef struct header {
@@ -99,7 +100,7 @@ static int name_hit(void *ctx, uint32_t id, uint64_t off) {
 
 typedef struct entry {
     uint32_t want, name; /* indices */
-    uint32_t at;         /* from the start of the code */
+    uint32_t at; /* from the start of the code */
 } entry;
 
 /* The functions of the names that were found, in order of the table; how many, or -1: the table contradicts itself. */
@@ -165,13 +166,38 @@ static int begins_at(const table *t, uint64_t text, const entry *found, uint32_t
     return good * 3 >= seen; /* leaf functions and those in assembly have none: about half */
 }
 
+/* ---- programs with fixed addresses: runtime.moduledata is what begins with the table's address ---- */
+typedef struct module_hits {
+    uint32_t n;
+    uint64_t off[NAMES_MAX];
+} module_hits;
+
+static int module_hit(void *ctx, uint32_t id, uint64_t off) {
+    (void)id;
+    module_hits *m = ctx;
+    m->off[m->n++] = off;
+    return m->n == NAMES_MAX;
+}
+
+static uint64_t start_by_module(const table *t, const entry *found, uint32_t n) {
+    module_hits m = {0};
+    const as_pat address = {(const uint8_t *)&t->va, sizeof t->va};
+    for (uint32_t i = 0; i < t->e->n_seg && m.n < NAMES_MAX; i++)
+        if (!(t->e->seg[i].flags & PF_X))
+            as_elf_find(t->e, t->e->seg[i].off, t->e->seg[i].filesz, &address, 1, module_hit, &m);
+    for (uint32_t i = 0; i < m.n; i++) {
+        uint64_t text;
+        if (as_elf_read(t->e, &text, sizeof text, m.off[i] + IN_MODULE) == AS_ELF_OK && begins_at(t, text, found, n))
+            return text;
+    }
+    return 0;
+}
+
 /* The address that entries count from; 0: unknown. */
 static uint64_t code_start(const table *t, const entry *found, uint32_t n) {
-    /* runtime.moduledata: the header's address, six slices, findfunctab, minpc, maxpc, text */
     uint64_t module = as_elf_pointed_from(t->e, t->va);
-    const uint64_t in_module = 22 * 8;
     const uint64_t starts[] = {t->h.text, as_elf_pointer(t->e, t->va + offsetof(header, text)),
-                               module ? as_elf_pointer(t->e, module + in_module) : 0, as_elf_section(t->e, ".text").va};
+                               module ? as_elf_pointer(t->e, module + IN_MODULE) : 0, as_elf_section(t->e, ".text").va};
     for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++)
         if (starts[i] && begins_at(t, starts[i], found, n))
             return starts[i];
@@ -180,7 +206,7 @@ static uint64_t code_start(const table *t, const entry *found, uint32_t n) {
         for (uint64_t behind = 0; behind <= 0x1000 && (t->e->seg[i].flags & PF_X); behind += 0x1000)
             if (begins_at(t, t->e->seg[i].va + behind, found, n))
                 return t->e->seg[i].va + behind;
-    return 0;
+    return start_by_module(t, found, n);
 }
 
 static void set_reason(const as_want *wants, uint32_t n, as_found *out, const char *reason) {

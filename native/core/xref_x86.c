@@ -2,6 +2,7 @@
  * See xref_int.h. x86-64: `lea reg, [rip + disp32]`, and in programs with fixed addresses `mov reg, imm32`. Each byte of the code is
  * compared with the last opcode bytes of these; only behind those is the 32-bit word looked at.
  */
+#include "vec16.h"
 #include "x86insn.h"
 #include "xref_int.h"
 
@@ -33,31 +34,6 @@ static void check_word(xref *x, const uint8_t *p, uint64_t va) {
     t = reg >= 0 ? xref_target_at(x, w) : NULL;
     if (t)
         xref_add_site(x, va + 4, t->pat, reg);
-}
-
-typedef uint8_t v16 __attribute__((vector_size(16)));
-
-static inline v16 load16(const uint8_t *p) {
-    v16 v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static inline v16 all16(uint8_t b) {
-    return (v16){b, b, b, b, b, b, b, b, b, b, b, b, b, b, b, b};
-}
-
-/* bit i: byte i is not zero (each is 0 or 255) */
-static inline uint32_t mask16(v16 v) {
-#ifdef __SSE2__
-    typedef char c16 __attribute__((vector_size(16)));
-    return (uint32_t)__builtin_ia32_pmovmskb128((c16)v);
-#else
-    uint32_t m = 0;
-    for (uint32_t i = 0; i < 16; i++)
-        m |= (uint32_t)(v[i] & 1) << i;
-    return m;
-#endif
 }
 
 /* The registers in question as compared: of the low three bits of their numbers, one value, or all (`same` 0). */

@@ -34,7 +34,7 @@ test: build lint core-tests tests ## all checks and tests
 
 lint: types ## ruff, mypy, cython-lint, clang-format
 	@ruff check --quiet .
-	@cython-lint --quiet native/*.pyx native/*.pxd
+	@cython-lint native/*.pyx native/*.pxd
 	@clang-format --dry-run -Werror $(C_FILES)
 	@echo "lint: clean"
 

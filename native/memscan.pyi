@@ -5,9 +5,9 @@ process is not stopped and nothing is paged in.
 """
 
 from types import TracebackType
-from typing import Literal, TypedDict, final
+from typing import Literal, Self, TypedDict, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 class SearchStats(TypedDict):
     """Bytes: `mapped` writable mappings, `present` of them, `swapped` left alone, `read` in all passes, `gone` while reading.

@@ -133,7 +133,9 @@ static as_slice host_of(const as_hmsg *req) {
     return (as_slice){NULL, 0};
 }
 
-static as_slice dup(as_engine *e, as_slice s) { return as_outs_copy(&e->outs, s.p, s.n); }
+static as_slice dup(as_engine *e, as_slice s) {
+    return as_outs_copy(&e->outs, s.p, s.n);
+}
 
 static const as_header *dup_headers(as_engine *e, const as_header *h, size_t n) {
     if (!n)
@@ -326,9 +328,9 @@ static void keep_frame(conn *c, const as_hmsg *resp, const as_sse_ev *ev) {
         return;
     }
     size_t need = ev->data.n + 2;
-    if (b->n_frames + need > MAX_FRAMES || bud->used + need > bud->max || grow(&b->frames, &b->c_frames, b->n_frames + need + 1) ||
-        grow(&b->names, &b->c_names, b->n_names + 140) || grow(&b->times, &b->c_times, b->n_times + 8) ||
-        grow(&b->ends, &b->c_ends, b->n_ends + 4)) {
+    if (b->n_frames + need > MAX_FRAMES || bud->used + need > bud->max ||
+        grow(&b->frames, &b->c_frames, b->n_frames + need + 1) || grow(&b->names, &b->c_names, b->n_names + 140) ||
+        grow(&b->times, &b->c_times, b->n_times + 8) || grow(&b->ends, &b->c_ends, b->n_ends + 4)) {
         b->limited = 1;
         bud->refused += ev->data.n;
         return;

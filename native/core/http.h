@@ -54,23 +54,23 @@ typedef struct as_hmsg {
     uint32_t flags; /* AS_HM_* */
     uint64_t ts_start, ts_head, ts_body, ts_end; /* first byte, head complete, first body byte, last byte (0: none) */
     as_meta first, last;                         /* calls that carried its first and last byte */
-    const struct as_hmsg *request;               /* responses: the request it answers (NULL: not seen); may itself be unfinished */
-    uint64_t n_sse;                              /* SSE events in it so far */
+    const struct as_hmsg *request; /* responses: the request it answers (NULL: not seen); may itself be unfinished */
+    uint64_t n_sse; /* SSE events in it so far */
 } as_hmsg;
 
 typedef struct as_sse_ev {
     as_slice event; /* "message" where the stream names none */
     as_slice data;
-    as_slice id;      /* last event id */
-    int64_t retry;    /* -1: none */
-    uint64_t ts;      /* when its last byte came */
-    uint64_t index;   /* number in the stream, from 0 */
-    int truncated;    /* flushed at the end of the stream without its blank line */
-    int after_gap;    /* bytes were lost before it */
+    as_slice id; /* last event id */
+    int64_t retry; /* -1: none */
+    uint64_t ts; /* when its last byte came */
+    uint64_t index; /* number in the stream, from 0 */
+    int truncated; /* flushed at the end of the stream without its blank line */
+    int after_gap; /* bytes were lost before it */
 } as_sse_ev;
 
 typedef struct as_hsink { /* pointers are valid only during the call; any may be NULL */
-    void (*request)(void *u, const as_hmsg *m);  /* finished, whole or (see flags) not */
+    void (*request)(void *u, const as_hmsg *m); /* finished, whole or (see flags) not */
     void (*response)(void *u, const as_hmsg *m); /* finished; for SSE: at its own terminator or its end, whichever is first.
                                                     1xx are given too, with AS_HM_INTERIM */
     void (*response_head)(void *u, const as_hmsg *m); /* head complete, body to come */
@@ -86,21 +86,21 @@ typedef struct as_budget {
 } as_budget;
 
 typedef struct as_hopts {
-    as_budget *budget;       /* shared; NULL: none */
-    size_t max_body;         /* per message, decoded (0: 64 MiB) */
-    size_t max_head;         /* bytes of one head (0: 256 KiB) */
-    size_t max_headers;      /* fields of one head (0: 512) */
-    uint64_t max_inflate;    /* output cap of a content coding per message (0: 256 MiB) */
-    int keep_sse_body;       /* also keep the decoded body of SSE responses (else body is empty for them) */
+    as_budget *budget; /* shared; NULL: none */
+    size_t max_body; /* per message, decoded (0: 64 MiB) */
+    size_t max_head; /* bytes of one head (0: 256 KiB) */
+    size_t max_headers; /* fields of one head (0: 512) */
+    uint64_t max_inflate; /* output cap of a content coding per message (0: 256 MiB) */
+    int keep_sse_body; /* also keep the decoded body of SSE responses (else body is empty for them) */
 } as_hopts;
 
 typedef struct as_hstats {
     uint64_t requests, responses, interim, sse_events, raw_bytes, resyncs, skipped_bytes, header_limit, framing_errors,
         decode_errors, inflated_out, bodies_limited, unpaired_responses, http2_bytes, upgraded_bytes,
-        sse_oversize,   /* SSE events cut to 16 MiB */
+        sse_oversize, /* SSE events cut to 16 MiB */
         queue_overflow, /* requests not queued because too many waited for their answer: those stay unpaired */
-        chunk_resyncs,  /* chunk boundaries found again behind a hole */
-        hold_overflow;  /* a direction waited for the other one beyond the bounds and was decoded without it */
+        chunk_resyncs, /* chunk boundaries found again behind a hole */
+        hold_overflow; /* a direction waited for the other one beyond the bounds and was decoded without it */
 } as_hstats;
 
 typedef struct as_hconn as_hconn;

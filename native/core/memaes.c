@@ -30,7 +30,8 @@ static uint32_t host(const uint8_t *p, int swapped) { /* a word of the schedule 
 }
 
 static uint32_t sub(uint32_t w) {
-    return (uint32_t)sbox[w >> 24] << 24 | (uint32_t)sbox[w >> 16 & 255] << 16 | (uint32_t)sbox[w >> 8 & 255] << 8 | sbox[w & 255];
+    return (uint32_t)sbox[w >> 24] << 24 | (uint32_t)sbox[w >> 16 & 255] << 16 | (uint32_t)sbox[w >> 8 & 255] << 8 |
+           sbox[w & 255];
 }
 
 /* Is p the whole schedule of a key of nk words? */
@@ -61,7 +62,8 @@ static uint32_t word(const uint8_t *p) {
     return v;
 }
 
-static void look(uint64_t addr, const uint8_t *p, size_t left, void (*found)(void *, uint64_t, const uint8_t *, size_t), void *u) {
+static void look(uint64_t addr, const uint8_t *p, size_t left, void (*found)(void *, uint64_t, const uint8_t *, size_t),
+                 void *u) {
     uint8_t key[32];
     for (unsigned nk = 4; nk <= 8; nk += 4) {
         if (left < (nk == 4 ? 176 : 240) || !word(p + 4 * nk) || (word(p + 4) ^ word(p + 4 * nk)) != word(p + 4 * nk + 4))

@@ -68,8 +68,8 @@ typedef struct as_out_raw {
 } as_out_raw;
 
 typedef struct as_conn_account { /* bytes, both flows together */
-    uint64_t seen, tls_handshake, tls_opened, tls_closed[AS_TLS_REASONS], waiting, plain, other, skipped, missing, mirrored, plaintext,
-        undecoded, duplicate;
+    uint64_t seen, tls_handshake, tls_opened, tls_closed[AS_TLS_REASONS], waiting, plain, other, skipped, missing, mirrored,
+        plaintext, undecoded, duplicate;
 } as_conn_account;
 
 typedef struct as_out_conn {

@@ -10,7 +10,9 @@
 #define FORGET_NS (30 * 1000 * 1000 * 1000ULL) /* a dead process is kept so long: its sockets' last records still come */
 #define MAX_EXECS 256                          /* execs whose arguments are still coming */
 
-proc *proc_get(as_engine *e, uint32_t tgid) { return as_hmap_get(&e->procs, tgid); }
+proc *proc_get(as_engine *e, uint32_t tgid) {
+    return as_hmap_get(&e->procs, tgid);
+}
 
 proc *proc_need(as_engine *e, uint32_t tgid) {
     proc *p = proc_get(e, tgid);

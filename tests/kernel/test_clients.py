@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from modelserver import ModelServer
-
 from kernel.harness import CLIENTS, assert_equal_to_journal, data, record, replay
+from modelserver import ModelServer
 
 PYTHON = sys.executable
 

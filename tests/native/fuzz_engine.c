@@ -35,8 +35,9 @@ static size_t take(in *i, uint8_t *to, size_t n) {
 static uint64_t now;
 
 static size_t make(in *i, uint8_t *to) { /* one record of at most 1024 bytes */
-    static const uint8_t kinds[] = {AS_K_CONN, AS_K_CLOSE, AS_K_DATA,  AS_K_DATA, AS_K_DATA,  AS_K_STDIO, AS_K_SECRET, AS_K_FORK,
-                                    AS_K_EXEC, AS_K_EXEC_ARGS, AS_K_EXIT, AS_K_TICK, AS_K_CLOCK, AS_K_DROPS, AS_K_NOTE, 99};
+    static const uint8_t kinds[] = {AS_K_CONN, AS_K_CLOSE, AS_K_DATA,      AS_K_DATA, AS_K_DATA, AS_K_STDIO, AS_K_SECRET,
+                                    AS_K_FORK, AS_K_EXEC,  AS_K_EXEC_ARGS, AS_K_EXIT, AS_K_TICK, AS_K_CLOCK, AS_K_DROPS,
+                                    AS_K_NOTE, 99};
     struct as_hdr *h = (void *)to;
     memset(to, 0, 1024);
     unsigned kind = kinds[byte(i) & 15], shape = byte(i);
@@ -70,10 +71,15 @@ static size_t make(in *i, uint8_t *to) { /* one record of at most 1024 bytes */
         c->skipped[shape >> 3 & 1] = byte(i);
         n = sizeof *c;
     } else {
-        static const size_t sizes[AS_K_NOTE + 1] = {
-            [AS_K_STDIO] = sizeof(struct as_stdio), [AS_K_SECRET] = sizeof(struct as_secret), [AS_K_FORK] = sizeof(struct as_fork),
-            [AS_K_EXEC] = sizeof(struct as_exec), [AS_K_EXEC_ARGS] = sizeof(struct as_exec_args), [AS_K_EXIT] = sizeof(struct as_exit),
-            [AS_K_CLOCK] = sizeof(struct as_clock), [AS_K_DROPS] = sizeof(struct as_drops), [AS_K_NOTE] = sizeof(struct as_note)};
+        static const size_t sizes[AS_K_NOTE + 1] = {[AS_K_STDIO] = sizeof(struct as_stdio),
+                                                    [AS_K_SECRET] = sizeof(struct as_secret),
+                                                    [AS_K_FORK] = sizeof(struct as_fork),
+                                                    [AS_K_EXEC] = sizeof(struct as_exec),
+                                                    [AS_K_EXEC_ARGS] = sizeof(struct as_exec_args),
+                                                    [AS_K_EXIT] = sizeof(struct as_exit),
+                                                    [AS_K_CLOCK] = sizeof(struct as_clock),
+                                                    [AS_K_DROPS] = sizeof(struct as_drops),
+                                                    [AS_K_NOTE] = sizeof(struct as_note)};
         size_t fixed = kind <= AS_K_NOTE && sizes[kind] ? sizes[kind] : sizeof *h;
         n = sizeof *h + take(i, to + sizeof *h, fixed - sizeof *h + byte(i));
         if (n < fixed && shape & 0x40)
@@ -90,9 +96,18 @@ static size_t make(in *i, uint8_t *to) { /* one record of at most 1024 bytes */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     in i = {data, size};
     unsigned mode = byte(&i);
-    as_engine_opts o = {.want_raw = mode & 1, .want_http = mode >> 1 & 1, .want_sse_each = 1, .want_frames = mode >> 2 & 1,
-                        .want_handshakes = 1, .want_stdio = 1, .want_process = 1, .want_conns = 1, .plain_http = mode >> 3 & 1,
-                        .raw_data = mode >> 4 & 1, .max_pending = 300, .body_budget = 2000};
+    as_engine_opts o = {.want_raw = mode & 1,
+                        .want_http = mode >> 1 & 1,
+                        .want_sse_each = 1,
+                        .want_frames = mode >> 2 & 1,
+                        .want_handshakes = 1,
+                        .want_stdio = 1,
+                        .want_process = 1,
+                        .want_conns = 1,
+                        .plain_http = mode >> 3 & 1,
+                        .raw_data = mode >> 4 & 1,
+                        .max_pending = 300,
+                        .body_budget = 2000};
     as_engine *e = as_engine_new(&o);
     static _Alignas(8) uint8_t batch[1 << 16];
     size_t n = 0;
@@ -114,7 +129,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     as_outs_clear(as_engine_outs(e));
     as_engine_stats st;
     as_engine_stats_get(e, &st);
-    uint64_t in_accounts = st.a.tls_handshake + st.a.tls_opened + st.a.waiting + st.a.plain + st.a.other + st.a.skipped + st.a.missing;
+    uint64_t in_accounts =
+        st.a.tls_handshake + st.a.tls_opened + st.a.waiting + st.a.plain + st.a.other + st.a.skipped + st.a.missing;
     for (int r = 0; r < AS_TLS_REASONS; r++)
         in_accounts += st.a.tls_closed[r];
     if (st.a.seen != in_accounts)

@@ -12,13 +12,13 @@
 #include <sys/socket.h>
 
 static int checks, failures;
-#define CHECK(x)                                                                                                                   \
-    do {                                                                                                                           \
-        checks++;                                                                                                                  \
-        if (!(x)) {                                                                                                                \
-            failures++;                                                                                                            \
-            printf("%s:%d: %s: failed: %s\n", __FILE__, __LINE__, __func__, #x);                                                   \
-        }                                                                                                                          \
+#define CHECK(x)                                                                                                                 \
+    do {                                                                                                                         \
+        checks++;                                                                                                                \
+        if (!(x)) {                                                                                                              \
+            failures++;                                                                                                          \
+            printf("%s:%d: %s: failed: %s\n", __FILE__, __LINE__, __func__, #x);                                                 \
+        }                                                                                                                        \
     } while (0)
 
 /* ---- a stream under construction ---- */
@@ -105,9 +105,10 @@ static void tell(as_outs *outs) {
                                        (unsigned long long)o->u.frames.count);
         } else if (o->kind == AS_O_CONN) {
             const as_conn_account *a = &o->u.conn.a;
-            text_n += (size_t)snprintf(text + text_n, sizeof text - text_n, " seen=%llu plain=%llu other=%llu missing=%llu dup=%llu",
-                                       (unsigned long long)a->seen, (unsigned long long)a->plain, (unsigned long long)a->other,
-                                       (unsigned long long)a->missing, (unsigned long long)a->duplicate);
+            text_n +=
+                (size_t)snprintf(text + text_n, sizeof text - text_n, " seen=%llu plain=%llu other=%llu missing=%llu dup=%llu",
+                                 (unsigned long long)a->seen, (unsigned long long)a->plain, (unsigned long long)a->other,
+                                 (unsigned long long)a->missing, (unsigned long long)a->duplicate);
         } else if (o->kind == AS_O_EXEC) {
             text_n += (size_t)snprintf(text + text_n, sizeof text - text_n, " args=%zu", o->u.rec.args.n);
         } else if (o->kind == AS_O_RAW) {
@@ -119,8 +120,14 @@ static void tell(as_outs *outs) {
 }
 
 static void run(int how, int want_http, int raw_data) {
-    as_engine_opts o = {.want_raw = 1, .want_http = want_http, .want_frames = 1, .want_process = 1, .want_conns = 1, .plain_http = 1,
-                        .want_stdio = 1, .raw_data = raw_data};
+    as_engine_opts o = {.want_raw = 1,
+                        .want_http = want_http,
+                        .want_frames = 1,
+                        .want_process = 1,
+                        .want_conns = 1,
+                        .plain_http = 1,
+                        .want_stdio = 1,
+                        .raw_data = raw_data};
     as_engine *e = as_engine_new(&o);
     size_t at = 0;
     text_n = 0;

@@ -4,8 +4,8 @@ The native decoder builds these structs, analyzers take and give them, sinks wri
 JSON object: ``{"timestamp": <ms since the epoch>, "source": "...", "pid": n, "comm": "...", "data": {...}}`` (see `to_json`).
 ``data`` holds the struct's fields. Fields without a default are always there; the others only when they say something.
 
-Times: ``timestamp`` is milliseconds since the epoch; every ``*_ns`` is nanoseconds since boot (CLOCK_BOOTTIME), the clock in which
-events can be compared. 64-bit ids are strings. Bytes that are no UTF-8 are ``null`` beside a ``*_base64`` field.
+Times: ``timestamp`` is milliseconds since the epoch; every ``*_ns`` is nanoseconds since boot (CLOCK_BOOTTIME), the clock in
+which events can be compared. 64-bit ids are strings. Bytes that are no UTF-8 are ``null`` beside a ``*_base64`` field.
 ``seq`` is the number of the captured record that completed the event; events of one capture are ordered by it.
 """
 

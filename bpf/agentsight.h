@@ -175,7 +175,15 @@ struct as_secret {
 
 /* The uprobe cookie says where the arguments are: one nibble per argument. Registers by number, at function entry. */
 enum as_reg {
-    AS_R_DI = 0, AS_R_SI = 1, AS_R_DX = 2, AS_R_CX = 3, AS_R_R8 = 4, AS_R_R9 = 5, AS_R_AX = 6, AS_R_BX = 7, AS_R_R10 = 8,
+    AS_R_DI = 0,
+    AS_R_SI = 1,
+    AS_R_DX = 2,
+    AS_R_CX = 3,
+    AS_R_R8 = 4,
+    AS_R_R9 = 5,
+    AS_R_AX = 6,
+    AS_R_BX = 7,
+    AS_R_R10 = 8,
     AS_R_R11 = 9, /* x86-64 names; on arm64 0..9 are x0..x9 */
     AS_R_NONE = 15,
 };
@@ -244,8 +252,15 @@ struct as_clock {
     __u64 wall_ns; /* CLOCK_REALTIME at h.ts */
 };
 
-enum as_drop { /* index of the per-CPU loss counters */
-    AS_D_DATA = 0, AS_D_STDIO = 1, AS_D_SECRET = 2, AS_D_PROCESS = 3, AS_D_CONN = 4, AS_D_ARENA = 5, AS_D_MAX = 8,
+/* index of the per-CPU loss counters */
+enum as_drop {
+    AS_D_DATA = 0,
+    AS_D_STDIO = 1,
+    AS_D_SECRET = 2,
+    AS_D_PROCESS = 3,
+    AS_D_CONN = 4,
+    AS_D_ARENA = 5,
+    AS_D_MAX = 8,
 };
 struct as_drop_counter {
     __u64 records;
@@ -293,7 +308,7 @@ struct as_config {
     __u8 stdio_all_fds; /* not only 0, 1, 2 */
     __u8 uid_on;        /* only this uid */
     __u8 cgroup_on;     /* only this cgroup (v2 id) and those below it */
-    __u8 names_on;      /* `names` may get entries */
+    __u8 pad;
     __u8 wake_shift;    /* the reader is woken each 1 << wake_shift bytes; it has a timer besides */
     __u32 uid;
     __u32 cgroup_level; /* depth of that cgroup, the root is 0 */
@@ -306,9 +321,11 @@ struct as_config {
 /* memory that programs and user space share */
 struct as_shared {
     __u32 ctl_gen; /* counts the changes of `ctl` */
+    __u32 names;   /* not 0: `names` has entries */
 };
 
-enum as_stat { /* index of the per-CPU array `stats` */
+/* index of the per-CPU array `stats` */
+enum as_stat {
     AS_ST_HITS = 0,    /* calls of targets with data on a socket */
     AS_ST_COPIED = 1,  /* bytes copied */
     AS_ST_PEEK = 2,    /* reads with MSG_PEEK, ignored */

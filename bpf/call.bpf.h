@@ -21,8 +21,21 @@ struct call {
 
 #if defined(__TARGET_ARCH_x86)
 enum {
-    NR_read = 0, NR_write = 1, NR_pread64 = 17, NR_pwrite64 = 18, NR_readv = 19, NR_writev = 20, NR_sendto = 44, NR_recvfrom = 45,
-    NR_sendmsg = 46, NR_recvmsg = 47, NR_preadv = 295, NR_pwritev = 296, NR_recvmmsg = 299, NR_sendmmsg = 307, NR_preadv2 = 327,
+    NR_read = 0,
+    NR_write = 1,
+    NR_pread64 = 17,
+    NR_pwrite64 = 18,
+    NR_readv = 19,
+    NR_writev = 20,
+    NR_sendto = 44,
+    NR_recvfrom = 45,
+    NR_sendmsg = 46,
+    NR_recvmsg = 47,
+    NR_preadv = 295,
+    NR_pwritev = 296,
+    NR_recvmmsg = 299,
+    NR_sendmmsg = 307,
+    NR_preadv2 = 327,
     NR_pwritev2 = 328,
 };
 #define REG_NR(r) ((u32)(r)->orig_ax)
@@ -37,8 +50,21 @@ static __always_inline bool is_compat(struct task_struct *task, u32 nr) {
 }
 #elif defined(__TARGET_ARCH_arm64)
 enum {
-    NR_read = 63, NR_write = 64, NR_pread64 = 67, NR_pwrite64 = 68, NR_readv = 65, NR_writev = 66, NR_sendto = 206, NR_recvfrom = 207,
-    NR_sendmsg = 211, NR_recvmsg = 212, NR_preadv = 69, NR_pwritev = 70, NR_recvmmsg = 243, NR_sendmmsg = 269, NR_preadv2 = 286,
+    NR_read = 63,
+    NR_write = 64,
+    NR_pread64 = 67,
+    NR_pwrite64 = 68,
+    NR_readv = 65,
+    NR_writev = 66,
+    NR_sendto = 206,
+    NR_recvfrom = 207,
+    NR_sendmsg = 211,
+    NR_recvmsg = 212,
+    NR_preadv = 69,
+    NR_pwritev = 70,
+    NR_recvmmsg = 243,
+    NR_sendmmsg = 269,
+    NR_preadv2 = 286,
     NR_pwritev2 = 287,
 };
 #define REG_NR(r) ((u32)(r)->syscallno)
@@ -47,7 +73,9 @@ enum {
 #define REG3(r) ((r)->regs[2])
 #define REG4(r) ((r)->regs[3])
 #define AS_TIF_32BIT (1UL << 22)
-static __always_inline bool is_compat(struct task_struct *task, u32 nr) { return task->thread_info.flags & AS_TIF_32BIT; }
+static __always_inline bool is_compat(struct task_struct *task, u32 nr) {
+    return task->thread_info.flags & AS_TIF_32BIT;
+}
 #endif
 
 /* False: no call that carries bytes from or to a buffer of the caller. */

@@ -65,7 +65,9 @@ static __always_inline void count(u32 what, u64 n) {
 
 /* How much waits in the ring. Payload never fills its last part (cfg.ring_limit), so that fork, exec, exit, close and secrets
  * still fit. */
-static __always_inline u64 ring_waiting(void) { return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA); }
+static __always_inline u64 ring_waiting(void) {
+    return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+}
 
 /* Flags for submit, when `size` more bytes wait than `waiting`: the reader looks at the ring by its own timer, and is woken when
  * more than that timer can be trusted with has gathered. */

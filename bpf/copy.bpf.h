@@ -39,10 +39,10 @@ struct copy {
     u8 pad[2];
 };
 
-#define AS_CLASS(n, size) \
-    if ((n) <= (size)) { \
-        *cap = (size); \
-        return bpf_ringbuf_reserve(&ring, AS_REC_HEAD + (size), 0); \
+#define AS_CLASS(n, size)                                                                                                        \
+    if ((n) <= (size)) {                                                                                                         \
+        *cap = (size);                                                                                                           \
+        return bpf_ringbuf_reserve(&ring, AS_REC_HEAD + (size), 0);                                                              \
     }
 
 static __always_inline void *reserve_payload(u32 n, u32 *cap) {

@@ -34,7 +34,8 @@ struct {
 static __always_inline s64 rss_part(struct mm_struct *mm, int i) {
     s64 n = 0;
     if (bpf_core_field_exists(struct mm_struct___percpu, rss_stat)) {
-        u64 at = (u64)mm + bpf_core_field_offset(struct mm_struct___percpu, rss_stat) + i * bpf_core_type_size(struct percpu_counter);
+        u64 at =
+            (u64)mm + bpf_core_field_offset(struct mm_struct___percpu, rss_stat) + i * bpf_core_type_size(struct percpu_counter);
         bpf_probe_read_kernel(&n, sizeof n, (void *)at + bpf_core_field_offset(struct percpu_counter, count));
     }
     return n > 0 ? n : 0;
@@ -252,7 +253,7 @@ int as_exec(u64 *ctx) {
     u32 tgid = id >> 32, flags;
     struct exec_info x = {.id = id};
     flags = tracked(tgid);
-    if (cfg.names_on && !cfg.track_all && passes_filters() && !bpf_map_lookup_elem(&excluded, &tgid)) {
+    if (shared.names && !cfg.track_all && passes_filters() && !bpf_map_lookup_elem(&excluded, &tgid)) {
         struct as_target t = {};
         if (find_name(task, bprm, &t)) {
             t.flags |= flags;

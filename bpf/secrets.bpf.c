@@ -114,7 +114,11 @@ fault:
 }
 
 SEC("uprobe.multi.s")
-int as_secret_multi(struct pt_regs *ctx) { return secret(ctx, true); }
+int as_secret_multi(struct pt_regs *ctx) {
+    return secret(ctx, true);
+}
 
 SEC("uprobe")
-int as_secret_single(struct pt_regs *ctx) { return secret(ctx, false); }
+int as_secret_single(struct pt_regs *ctx) {
+    return secret(ctx, false);
+}

@@ -138,11 +138,11 @@ static __always_inline u64 flow_key(const struct as_conn *c, bool reversed) {
     return mix64(h, reversed ? (u64)c->dport << 16 | c->sport : (u64)c->sport << 16 | c->dport);
 }
 
-#define TCP_FIELD(sk, field) \
-    ({ \
-        typeof(((struct tcp_sock *)0)->field) v_ = 0; \
-        bpf_core_read(&v_, sizeof v_, &((struct tcp_sock *)(sk))->field); \
-        v_; \
+#define TCP_FIELD(sk, field)                                                                                                     \
+    ({                                                                                                                           \
+        typeof(((struct tcp_sock *)0)->field) v_ = 0;                                                                            \
+        bpf_core_read(&v_, sizeof v_, &((struct tcp_sock *)(sk))->field);                                                        \
+        v_;                                                                                                                      \
     })
 
 static __always_inline u32 tcp_pos(struct sock *sk, int dir) {

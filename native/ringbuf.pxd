@@ -71,7 +71,6 @@ cdef extern from "agentsight.h" nogil:
         uint8_t stdio_all_fds
         uint8_t uid_on
         uint8_t cgroup_on
-        uint8_t names_on
         uint32_t uid
         uint32_t cgroup_level
         uint64_t cgroup

@@ -59,14 +59,14 @@ cdef int _drops(void *ctx, as_drop_counter *out) noexcept nogil:
 
 
 cdef class Capture:
-    cdef as_loader *l
+    cdef as_loader *loader
     cdef as_drain *d
     cdef bint attached, started, stopped
     cdef bint names_on
     cdef object final  # counters at the stop
 
     def __cinit__(self):
-        self.l = NULL
+        self.loader = NULL
         self.d = NULL
 
     def __init__(self, *, bytes obj, bint want_io=True, bint want_stdio=False, bint want_process=True, track_all=False,
@@ -77,7 +77,7 @@ cdef class Capture:
         cdef as_drain_opts q
         cdef char[512] err  # AS_ERR_LEN
         cdef int e = 0
-        if self.l is not NULL:
+        if self.loader is not NULL:
             raise RuntimeError("a Capture is made once")
         if io_hook not in HOOKS:
             raise ValueError(f"io_hook must be one of {', '.join(HOOKS)}")
@@ -95,7 +95,6 @@ cdef class Capture:
         o.cfg.mirror = mirror
         o.cfg.stdio_all_fds = stdio_all_fds
         o.cfg.stdio_max = stdio_max
-        o.cfg.names_on = not o.cfg.track_all
         if uid is not None:
             o.cfg.uid_on = 1
             o.cfg.uid = uid
@@ -105,15 +104,15 @@ cdef class Capture:
             o.cfg.cgroup_level = cgroup_level
         err[0] = 0
         with nogil:
-            self.l = as_loader_new(&o, err)
-        if self.l is NULL:
+            self.loader = as_loader_new(&o, err)
+        if self.loader is NULL:
             raise CaptureError(_text(err))
         memset(&q, 0, sizeof(q))
-        q.ring_fd = as_loader_ring_fd(self.l)
+        q.ring_fd = as_loader_ring_fd(self.loader)
         q.ring_bytes = ring_bytes
         q.arena_bytes = arena_bytes
         q.drops = _drops
-        q.drops_ctx = self.l
+        q.drops_ctx = self.loader
         self.d = as_drain_new(&q, &e)
         if self.d is NULL:
             raise CaptureError(f"cannot map the ring buffer: {os.strerror(e)}")
@@ -127,25 +126,25 @@ cdef class Capture:
         if self.d is not NULL:
             as_drain_stop(self.d)
             as_drain_free(self.d)
-        as_loader_free(self.l)
+        as_loader_free(self.loader)
 
     # ---- targets ----
     cdef int _put(self, as_map_id map, const void *key, const void *value, str what) except -1:
         self._alive()
-        cdef int r = as_loader_put(self.l, map, key, value)
+        cdef int r = as_loader_put(self.loader, map, key, value)
         if r:
             raise CaptureError(f"cannot add {what}: {os.strerror(-r)}")
         return 0
 
     cdef int _del(self, as_map_id map, const void *key, str what) except -1:
         self._alive()
-        cdef int r = as_loader_del(self.l, map, key)
+        cdef int r = as_loader_del(self.loader, map, key)
         if r and r != -ENOENT:
             raise CaptureError(f"cannot remove {what}: {os.strerror(-r)}")
         return 0
 
     cdef int _alive(self) except -1:
-        if self.l is NULL or self.stopped:
+        if self.loader is NULL or self.stopped:
             raise CaptureError("the capture has been stopped")
         return 0
 
@@ -187,12 +186,12 @@ cdef class Capture:
         cdef uint64_t key = cookie
         cdef uint8_t skip = AS_CTL_SKIP
         self._put(AS_MAP_CTL, &key, &skip, "a channel to skip")
-        as_loader_ctl_changed(self.l)
+        as_loader_ctl_changed(self.loader)
 
     def resume_channel(self, unsigned long long cookie):
         cdef uint64_t key = cookie
         self._del(AS_MAP_CTL, &key, "a channel to skip")
-        as_loader_ctl_changed(self.l)
+        as_loader_ctl_changed(self.loader)
 
     # ---- probes ----
     def attach_secret(self, str path, offsets):
@@ -212,7 +211,7 @@ cdef class Capture:
                 a[i] = pairs[i][0]
                 a[n + i] = pairs[i][1]
             with nogil:
-                r = as_loader_attach_secret(self.l, p, a, a + n, n, err)
+                r = as_loader_attach_secret(self.loader, p, a, a + n, n, err)
         finally:
             free(a)
         if r < 0:
@@ -223,7 +222,7 @@ cdef class Capture:
         self._alive()
         cdef int r
         with nogil:
-            r = as_loader_detach_secret(self.l, handle)
+            r = as_loader_detach_secret(self.loader, handle)
         if r:
             raise CaptureError(f"there is no probe {handle}")
 
@@ -328,7 +327,7 @@ cdef class Capture:
             raise CaptureError("the capture has been started before")
         err[0] = 0
         with nogil:
-            r = as_loader_attach(self.l, err)
+            r = as_loader_attach(self.loader, err)
         if r:
             raise CaptureError(_text(err))
         r = as_drain_start(self.d, priority)
@@ -351,7 +350,7 @@ cdef class Capture:
 
     @property
     def io_hook(self):
-        return "sys_exit" if as_loader_uses_sys_exit(self.l) else "sock"
+        return "sys_exit" if as_loader_uses_sys_exit(self.loader) else "sock"
 
     def write_to(self, CaptureWriter writer, double timeout=0.1):
         """See ringbuf.pyi."""
@@ -374,10 +373,10 @@ cdef class Capture:
                 raise writer._error(r)
 
     def stop(self):
-        if self.stopped or self.l is NULL:
+        if self.stopped or self.loader is NULL:
             return
         with nogil:
-            as_loader_detach(self.l)
+            as_loader_detach(self.loader)
             as_drain_stop(self.d)
         self.final = self.counters()
         self.stopped = True
@@ -386,9 +385,9 @@ cdef class Capture:
         cdef as_drop_counter[8] drops  # AS_D_MAX
         cdef uint64_t[16] stats  # AS_ST_MAX
         cdef as_drain_counters c
-        if self.l is NULL:
+        if self.loader is NULL:
             return {}
-        if as_loader_drops(self.l, drops) or as_loader_stats(self.l, stats):
+        if as_loader_drops(self.loader, drops) or as_loader_stats(self.loader, stats):
             raise CaptureError("cannot read the kernel's counters")
         as_drain_count(self.d, &c)
         return {
@@ -398,7 +397,7 @@ cdef class Capture:
             "records": c.records,
             "bytes": c.bytes,
             "batches": c.batches,
-            "ring_bytes": as_loader_ring_bytes(self.l),
+            "ring_bytes": as_loader_ring_bytes(self.loader),
             "ring_peak": c.ring_peak,
             "arena_used": c.arena_used,
             "arena_peak": c.arena_peak,

@@ -34,7 +34,12 @@ typedef struct as_cap_reader {
     uint64_t torn; /* bytes at the end that are no whole batch; known when next() gave 0 */
 } as_cap_reader;
 
-enum as_cap_error { AS_CAP_NOT_OURS = -10001, AS_CAP_OTHER_VERSION = -10002, AS_CAP_OTHER_ORDER = -10003, AS_CAP_DAMAGED = -10004 };
+enum as_cap_error {
+    AS_CAP_NOT_OURS = -10001,
+    AS_CAP_OTHER_VERSION = -10002,
+    AS_CAP_OTHER_ORDER = -10003,
+    AS_CAP_DAMAGED = -10004
+};
 
 /* Takes the descriptor over when it succeeds. 0, -errno, or as_cap_error. */
 int as_cap_open(as_cap_reader *r, int fd);

@@ -56,8 +56,12 @@ static uint64_t now_ns(clockid_t id) {
     return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
 }
 
-uint64_t as_boot_ns(void) { return now_ns(CLOCK_BOOTTIME); }
-uint64_t as_wall_ns(void) { return now_ns(CLOCK_REALTIME); }
+uint64_t as_boot_ns(void) {
+    return now_ns(CLOCK_BOOTTIME);
+}
+uint64_t as_wall_ns(void) {
+    return now_ns(CLOCK_REALTIME);
+}
 
 /* ---- batches ---- */
 static const size_t sizes[3] = {BATCH_MIN, BATCH_MID, BATCH_MAX};
@@ -141,6 +145,7 @@ static int put_locked(as_drain *d, struct as_hdr *rec, size_t rec_len, const voi
     memset(to + rec_len + rest_len, 0, len - rec_len - rest_len);
     b->len += len;
     b->records++;
+    b->has_secret |= rec->kind == AS_K_SECRET; /* found in memory */
     d->last_record = rec->ts;
     return 0;
 }
@@ -304,8 +309,7 @@ static void *work(void *arg) {
     }
     /* What is left, whatever the arena says: it is one ring at most, and the reader may be waiting for us. */
     int full;
-    while (drain_once(d, 1, &full) > 0) {
-    }
+    while (drain_once(d, 1, &full) > 0) {}
     put_drops(d, 1);
     pthread_mutex_lock(&d->lock);
     put_clock(d);

@@ -269,19 +269,31 @@ void as_loader_free(as_loader *l) {
     free(l);
 }
 
-int as_loader_ring_fd(const as_loader *l) { return l->ring_fd; }
-size_t as_loader_ring_bytes(const as_loader *l) { return l->ring_bytes; }
-int as_loader_uses_sys_exit(const as_loader *l) { return l->sys_exit; }
+int as_loader_ring_fd(const as_loader *l) {
+    return l->ring_fd;
+}
+size_t as_loader_ring_bytes(const as_loader *l) {
+    return l->ring_bytes;
+}
+int as_loader_uses_sys_exit(const as_loader *l) {
+    return l->sys_exit;
+}
 
 int as_loader_put(as_loader *l, as_map_id map, const void *key, const void *value) {
-    return bpf_map_update_elem(l->maps[map], key, value, BPF_ANY) ? -errno : 0;
+    if (bpf_map_update_elem(l->maps[map], key, value, BPF_ANY))
+        return -errno;
+    if (map == AS_MAP_NAMES)
+        __atomic_store_n(&l->shared->names, 1, __ATOMIC_RELEASE);
+    return 0;
 }
 
 int as_loader_del(as_loader *l, as_map_id map, const void *key) {
     return bpf_map_delete_elem(l->maps[map], key) ? -errno : 0;
 }
 
-void as_loader_ctl_changed(as_loader *l) { __atomic_add_fetch(&l->shared->ctl_gen, 1, __ATOMIC_RELEASE); }
+void as_loader_ctl_changed(as_loader *l) {
+    __atomic_add_fetch(&l->shared->ctl_gen, 1, __ATOMIC_RELEASE);
+}
 
 /* Sums entry `index` of a per-CPU array whose values are `words` 64-bit counters. */
 static int sum(int fd, uint32_t index, uint64_t *out, size_t words) {
@@ -324,7 +336,8 @@ static struct bpf_link *attach_multi(as_loader *l, const char *path, const uint6
     return bpf_program__attach_uprobe_multi(p, -1, path, NULL, &o);
 }
 
-int as_loader_attach_secret(as_loader *l, const char *path, const uint64_t *offsets, const uint64_t *cookies, size_t n, char *err) {
+int as_loader_attach_secret(as_loader *l, const char *path, const uint64_t *offsets, const uint64_t *cookies, size_t n,
+                            char *err) {
     secret_link s = {0};
     int r = -ENOMEM, saved;
     char what[300];

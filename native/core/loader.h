@@ -47,7 +47,8 @@ int as_loader_drops(const as_loader *l, struct as_drop_counter out[AS_D_MAX]); /
 int as_loader_stats(const as_loader *l, uint64_t out[AS_ST_MAX]);
 
 /* Probes at `n` file offsets of one file, each with its cookie. A handle >= 0 for as_loader_detach_secret, or -errno. */
-int as_loader_attach_secret(as_loader *l, const char *path, const uint64_t *offsets, const uint64_t *cookies, size_t n, char *err);
+int as_loader_attach_secret(as_loader *l, const char *path, const uint64_t *offsets, const uint64_t *cookies, size_t n,
+                            char *err);
 int as_loader_detach_secret(as_loader *l, int handle);
 
 #endif

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentsight import _native
 from agentsight._native.ringbuf import Capture
+
+from agentsight import _native
 
 CONN, CLOSE, DATA, STDIO, SECRET, FORK, EXEC, EXEC_ARGS, EXIT = range(1, 10)
 CLOCK, TICK, DROPS, NOTE = 65, 66, 67, 68
@@ -24,7 +25,9 @@ IO, ST, PROC, FOLLOW = 1, 2, 4, 8
 NO_BUFFER, TRUNC, SKIPPED, JUMP = 1, 4, 7, 9
 FROM_START, CLIENT, SERVER = 1, 2, 4
 ANY = 15  # AS_R_NONE
-OPENSSL = 1 | 1 << 8 | ANY << 12 | 2 << 16 | 3 << 20 | 0 << 24 | ANY << 28  # label rsi, secret rdx, its length rcx, rdi
+OPENSSL = (
+    1 | 1 << 8 | ANY << 12 | 2 << 16 | 3 << 20 | 0 << 24 | ANY << 28
+)  # label rsi, secret rdx, its length rcx, rdi
 
 
 @dataclass
@@ -55,7 +58,10 @@ LAYOUT: dict[int, tuple[str, str]] = {
     STDIO: ("<QIiQIIBBHI", "ino dev fd off cap real dir obj nr uid"),
     SECRET: ("<QBBBBI32s48s64s", "arg1 stack label_len secret_len sflags uid random label secret"),
     FORK: ("<IIQ16s", "child uid start comm"),
-    EXEC: ("<IIIIQQIHHII16s", "ppid uid gid args_len start cgroup netns name_len cwd_len args_cap ns_pid comm"),
+    EXEC: (
+        "<IIIIQQIHHII16s",
+        "ppid uid gid args_len start cgroup netns name_len cwd_len args_cap ns_pid comm",
+    ),
     EXEC_ARGS: ("<II", "off cap"),
     EXIT: ("<IIIIQ16s", "ppid uid status maxrss start comm"),
     CLOCK: ("<Q", "wall"),
@@ -76,7 +82,9 @@ def parse(data: Any) -> Iterator[Record]:
             fmt, names = LAYOUT[kind]
             r.f.update(zip(names.split(), struct.unpack_from(fmt, r.body), strict=True))
             rest = r.body[struct.calcsize(fmt) :]
-            r.f["data"] = rest[: r.f["cap"]] if "cap" in r.f else rest  # an exec has three parts in it, and no "cap"
+            r.f["data"] = (
+                rest[: r.f["cap"]] if "cap" in r.f else rest
+            )  # an exec has three parts in it, and no "cap"
             if "comm" in r.f:
                 r.f["comm"] = r.f["comm"].rstrip(b"\0").decode()
         yield r
@@ -92,7 +100,9 @@ class Run:
     stop_seconds: float = 0.0
 
     def of(self, *kinds: int, **where: Any) -> list[Record]:
-        return [r for r in self.records if r.kind in kinds and all(getattr(r, k) == v for k, v in where.items())]
+        return [
+            r for r in self.records if r.kind in kinds and all(getattr(r, k) == v for k, v in where.items())
+        ]
 
     def flow(self, chan: int, direction: int) -> tuple[bytes, list[tuple[int, int, int]]]:
         """The bytes of one direction, holes as zeros, and the holes: (offset, length, reason). No gap is accepted."""
@@ -137,14 +147,32 @@ def capturing(**options: Any) -> Iterator[tuple[Capture, Run]]:
         run.counters = dict(capture.counters())
 
 
+def closed_ok(run: Run, chan: int) -> Any:
+    """The one CLOSE of a channel, whose counts must be those of its records."""
+    (close,) = run.of(CLOSE, chan=chan)
+    for d, n in (("r", READ), ("w", WRITE)):
+        told = sum(r.cap for r in run.of(DATA, chan=chan, dir=n))
+        assert getattr(close, f"copied_{d}") == told
+        parts = sum(getattr(close, f"{k}_{d}") for k in ("copied", "mirrored", "skipped", "holes", "dropped"))
+        assert getattr(close, f"seen_{d}") == parts
+    return close
+
+
 class Target:
     """A Python program that waits for `go` before it does `script`; a target from its first line on."""
 
-    def __init__(self, capture: Capture | None, script: str, *args: str, flags: int = IO | PROC | FOLLOW, **more: Any) -> None:
+    def __init__(
+        self, capture: Capture | None, script: str, *args: str, flags: int = IO | PROC | FOLLOW, **more: Any
+    ) -> None:
         ready, write = os.pipe()  # Popen can return before the exec is told
         code = f"import os, sys\nos.write({write}, b'.')\nos.close({write})\nsys.stdin.readline()\n" + script
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", code, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[write], **more
+            [sys.executable, "-I", "-c", code, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[write],
+            **more,
         )
         os.close(write)
         assert os.read(ready, 1) == b"."
@@ -178,7 +206,9 @@ class Target:
 
 
 @contextlib.contextmanager
-def serving(handle: Callable[[socket.socket], Any], family: int = socket.AF_INET) -> Iterator[tuple[str, list[Any]]]:
+def serving(
+    handle: Callable[[socket.socket], Any], family: int = socket.AF_INET
+) -> Iterator[tuple[str, list[Any]]]:
     """One connection to a server in this process, which no capture sees. Gives its port and what `handle` returned."""
     listener = socket.socket(family)
     listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))

@@ -14,7 +14,20 @@ from pathlib import Path
 
 import pytest
 from kernel import ringtools as rt
-from kernel.ringtools import EXEC, EXEC_ARGS, EXIT, FOLLOW, FORK, PROC, ST, STDIO, Record, Run, Target, capturing
+from kernel.ringtools import (
+    EXEC,
+    EXEC_ARGS,
+    EXIT,
+    FOLLOW,
+    FORK,
+    PROC,
+    ST,
+    STDIO,
+    Record,
+    Run,
+    Target,
+    capturing,
+)
 
 BECOME = "import os\nos.execvp(sys.argv[1], sys.argv[1:])"
 
@@ -33,7 +46,9 @@ def arguments(run: Run, e: Record, block: bytes) -> bytes:
     return block
 
 
-def watch(*argv: str, flags: int = PROC | FOLLOW, cwd: str | None = None, **options: object) -> tuple[Run, int]:
+def watch(
+    *argv: str, flags: int = PROC | FOLLOW, cwd: str | None = None, **options: object
+) -> tuple[Run, int]:
     """Everything about a command that was a target before its exec."""
     with capturing(want_io=False, **options) as (capture, run):
         target = Target(capture, BECOME, *argv, flags=flags, cwd=cwd)
@@ -74,7 +89,12 @@ def test_death_by_signal() -> None:
 
 
 def test_threads_are_not_processes() -> None:
-    script = "import threading\nt = [threading.Thread(target=lambda: None) for _ in range(20)]\n[x.start() for x in t]\n[x.join() for x in t]"
+    script = """
+import threading
+t = [threading.Thread(target=lambda: None) for _ in range(20)]
+[x.start() for x in t]
+[x.join() for x in t]
+"""
     with capturing(want_io=False) as (capture, run):
         target = Target(capture, script, flags=PROC | FOLLOW)
         target.go()
@@ -137,7 +157,11 @@ def test_pid_namespace() -> None:
 
 def test_peak_memory() -> None:
     with capturing(want_io=False) as (capture, run):
-        target = Target(capture, "b = bytearray(120 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1", flags=PROC | FOLLOW)
+        target = Target(
+            capture,
+            "b = bytearray(120 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1",
+            flags=PROC | FOLLOW,
+        )
         small = Target(capture, BECOME, "/bin/true", flags=PROC | FOLLOW)
         small.go()
         target.go()
@@ -223,15 +247,26 @@ def test_bound_and_real_length() -> None:
 
 
 def test_long_call_in_parts() -> None:
-    run, pid = stdio(script="import os\nprint(os.writev(1, [b'x' * 40000, b'y' * 50000]), file=sys.stderr)", stdio_max=1 << 20)
+    run, pid = stdio(
+        script="import os\nprint(os.writev(1, [b'x' * 40000, b'y' * 50000]), file=sys.stderr)",
+        stdio_max=1 << 20,
+    )
     parts = run.of(STDIO, tgid=pid, dir=rt.WRITE, fd=1)
-    assert b"".join(p.data for p in parts).startswith(b"x" * 40000 + b"y") and parts[0].real == sum(p.cap for p in parts)
+    assert b"".join(p.data for p in parts).startswith(b"x" * 40000 + b"y") and parts[0].real == sum(
+        p.cap for p in parts
+    )
     assert [p.real for p in parts[1:]] == [0] * (len(parts) - 1)
     assert [p.off for p in parts] == [sum(p.cap for p in parts[:i]) for i in range(len(parts))]
 
 
 def test_files_behind_standard_fds_only(tmp_path: Path) -> None:
-    script = f"import os\nf = os.open({str(tmp_path / 'x')!r}, os.O_CREAT | os.O_RDWR)\nos.write(f, b'no')\nos.dup2(f, 2)\nos.write(2, b'yes')"
+    script = f"""
+import os
+f = os.open({str(tmp_path / "x")!r}, os.O_CREAT | os.O_RDWR)
+os.write(f, b'no')
+os.dup2(f, 2)
+os.write(2, b'yes')
+"""
     run, pid = stdio(script=script)
     (r,) = run.of(STDIO, tgid=pid, dir=rt.WRITE)
     st = (tmp_path / "x").stat()
@@ -253,7 +288,9 @@ def test_terminal_and_its_exclusion() -> None:
     st = os.fstat(slave)
     for exclude in ([], [(st.st_dev, st.st_ino)]):
         with capturing(want_io=False, want_stdio=True, stdio_exclude=exclude) as (capture, run):
-            p = subprocess.Popen(["sh", "-c", "read x; echo on-a-terminal"], stdin=subprocess.PIPE, stdout=slave, text=True)
+            p = subprocess.Popen(
+                ["sh", "-c", "read x; echo on-a-terminal"], stdin=subprocess.PIPE, stdout=slave, text=True
+            )
             capture.add_target(p.pid, ST)
             p.communicate("\n", 10)
         told = [r for r in run.of(STDIO) if r.obj == 2]
@@ -265,7 +302,12 @@ def test_terminal_and_its_exclusion() -> None:
 def test_sockets_are_no_stdio() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
-    script = f"import os, socket\ns = socket.create_connection(('127.0.0.1', {listener.getsockname()[1]}))\nos.dup2(s.fileno(), 2)\nos.write(2, b'tcp')"
+    script = f"""
+import os, socket
+s = socket.create_connection(('127.0.0.1', {listener.getsockname()[1]}))
+os.dup2(s.fileno(), 2)
+os.write(2, b'tcp')
+"""
     run, pid = stdio(script=script)
     listener.close()
     assert not [r for r in run.of(STDIO, tgid=pid) if r.data == b"tcp"]

@@ -15,20 +15,22 @@
 #include <unistd.h>
 
 static int checks, failures;
-#define CHECK(x)                                                                                                                   \
-    do {                                                                                                                           \
-        checks++;                                                                                                                  \
-        if (!(x)) {                                                                                                                \
-            failures++;                                                                                                            \
-            printf("%s:%d: %s: failed: %s\n", __FILE__, __LINE__, __func__, #x);                                                   \
-        }                                                                                                                          \
+#define CHECK(x)                                                                                                                 \
+    do {                                                                                                                         \
+        checks++;                                                                                                                \
+        if (!(x)) {                                                                                                              \
+            failures++;                                                                                                          \
+            printf("%s:%d: %s: failed: %s\n", __FILE__, __LINE__, __func__, #x);                                                 \
+        }                                                                                                                        \
     } while (0)
 
 static const char META[] = "{\"a\": 1}";
 static const size_t LENGTHS[] = {24, 8, 1000, 0, 4096};
 #define BATCHES (sizeof LENGTHS / sizeof LENGTHS[0])
 
-static uint8_t byte_at(size_t batch, size_t i) { return (uint8_t)(batch * 37 + i * 11); }
+static uint8_t byte_at(size_t batch, size_t i) {
+    return (uint8_t)(batch * 37 + i * 11);
+}
 
 static int make(const uint8_t *bytes, size_t n) { /* a file in memory, at its beginning */
     int fd = memfd_create("capture", MFD_CLOEXEC);

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from agentsight._native.ringbuf import CaptureReader, CaptureWriter
+
 from agentsight.errors import CaptureFileError
 
 BATCHES = [b"x" * 24, b"y" * 4096, bytes(range(256)) * 1000]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from agentsight.sinks import files
 
 READ_SECONDS = 0.1
 TICK_SECONDS = 1.0
+MUCH_BYTES = 32 << 20  # waiting at the end: seconds of work
 
 
 class LiveSource:
@@ -38,6 +39,7 @@ class LiveSource:
         self.child = child
         self.counters: dict[str, Any] = {}
         self.recorded = 0  # bytes in the capture file
+        self.tell: Callable[[str], None] = lambda line: None  # lines for the user while it runs
         self.priority = Priority(None)
         self.problems: list[str] = []  # to be told to the user
         self.decoder: Any = None  # of the pipeline that reads us: it gives hints
@@ -230,6 +232,9 @@ class LiveSource:
             self._attacher.stop()
         self._note({"kind": "end"})
         capture.stop()
+        waiting = capture.counters()["arena_used"]
+        if waiting > MUCH_BYTES:
+            self.tell(f"agentsight: stopped; {waiting >> 20} MiB are still to be worked through (Ctrl-C again ends at once)")
         while (batch := capture.read(0)) is not None:
             self._record(batch)
             yield batch

@@ -180,6 +180,7 @@ def _sinks(*sinks: Any) -> list[Sink]:
 
 def _watch(source: LiveSource, sinks: Sequence[Sink], say: Stderr, story: Story | None = None) -> None:
     options = source.options
+    source.tell = say
     try:
         source.arm()
         _announce(source, say)

@@ -78,9 +78,12 @@ static __always_inline bool is_compat(struct task_struct *task, u32 nr) {
 }
 #endif
 
-/* False: no call that carries bytes from or to a buffer of the caller. */
-static __always_inline bool read_call(struct call *c, struct pt_regs *regs) {
-    u32 nr = REG_NR(regs);
+/* Kind, direction and flags of the call with this number, whose third and fourth argument are given. A global function: what it
+ * found out is nothing that the verifier should carry on as one state for each number. 0: no call that carries bytes from or to
+ * a buffer of the caller. */
+__attribute__((noinline)) int as_sort_call(struct call *c, u32 nr, u64 arg3, u64 arg4) {
+    if (!c)
+        return 0;
     c->nr = nr;
     c->flags = 0;
     c->file_pos = 0;
@@ -95,7 +98,7 @@ static __always_inline bool read_call(struct call *c, struct pt_regs *regs) {
         c->dir = AS_DIR_WRITE; /* fallthrough */
     case NR_recvfrom:
         c->kind = C_BUF;
-        c->flags = REG4(regs);
+        c->flags = arg4;
         break;
     case NR_pwrite64:
         c->dir = AS_DIR_WRITE; /* fallthrough */
@@ -120,22 +123,26 @@ static __always_inline bool read_call(struct call *c, struct pt_regs *regs) {
         c->dir = AS_DIR_WRITE; /* fallthrough */
     case NR_recvmsg:
         c->kind = C_MSG;
-        c->flags = REG3(regs);
+        c->flags = arg3;
         break;
     case NR_sendmmsg:
         c->dir = AS_DIR_WRITE; /* fallthrough */
     case NR_recvmmsg:
         c->kind = C_MMSG;
-        c->flags = REG4(regs);
+        c->flags = arg4;
         break;
     default:
         c->kind = C_NONE;
-        return false;
+        return 0;
     }
+    return 1;
+}
+
+static __always_inline bool read_call(struct call *c, struct pt_regs *regs) {
     c->fd = REG1(regs);
     c->ptr = REG2(regs);
     c->len = REG3(regs);
-    return true;
+    return as_sort_call(c, REG_NR(regs), REG3(regs), REG4(regs));
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd) {

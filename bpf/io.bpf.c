@@ -101,7 +101,7 @@ SEC("tp_btf/sys_exit")
 int as_sys_exit_io(u64 *ctx) {
     struct pt_regs *regs = (struct pt_regs *)ctx[0];
     s64 ret = ctx[1];
-    struct call call;
+    struct call call = {};
     if (ret <= 0 || !read_call(&call, regs) || call.file_pos)
         return 0;
     u64 id = bpf_get_current_pid_tgid();

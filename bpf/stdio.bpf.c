@@ -61,7 +61,7 @@ SEC("tp_btf/sys_exit")
 int as_sys_exit_stdio(u64 *ctx) {
     struct pt_regs *regs = (struct pt_regs *)ctx[0];
     s64 ret = ctx[1];
-    struct call call;
+    struct call call = {};
     struct copy c = {};
     u64 id, *total, zero = 0;
     if (ret <= 0 || !read_call(&call, regs) || call.kind == C_MMSG)
@@ -126,6 +126,6 @@ int as_sys_exit_stdio(u64 *ctx) {
         c.iov = (u64)m.iov;
         c.segs = m.iovlen > AS_COPY_SEGS ? AS_COPY_SEGS : m.iovlen;
     }
-    copy_all(&c);
+    as_copy_all(&c);
     return 0;
 }

@@ -114,12 +114,14 @@ __attribute__((noinline)) s64 as_copy_message(struct copy *c, u64 at, u64 left) 
     c->left = 0;
     c->remain = m.len < left ? m.len : left;
     left = c->remain;
-    copy_all(c);
+    as_copy_all(c);
     return left;
 }
 
-/* Copies what sendmmsg or recvmmsg has carried, told at once when all is done: message after message. */
-static __always_inline void copy_messages(struct copy *c, u64 vec, u64 n) {
+/* Copies what sendmmsg or recvmmsg has carried, told at once when all is done: message after message. Global as well. */
+__attribute__((noinline)) int as_copy_messages(struct copy *c, u64 vec, u64 n) {
+    if (!c)
+        return 0;
     for (int i = 0; i < 64 && n; i++) {
         s64 done = as_copy_message(c, vec + (u64)i * sizeof(struct as_mmsghdr), n);
         if (done < 0)
@@ -129,6 +131,7 @@ static __always_inline void copy_messages(struct copy *c, u64 vec, u64 n) {
             break;
     }
     c->remain += n;
+    return 0;
 }
 
 /* Is this transfer what the thread's system call asked for? 0 and `call`, or why not (enum as_hole). */
@@ -211,9 +214,9 @@ static __attribute__((noinline)) int copy_transfer(struct sock_state *st, struct
         }
         if (call->kind == C_MMSG && cfg.sys_exit) {
             c.remain = 0;
-            copy_messages(&c, call->ptr, n);
+            as_copy_messages(&c, call->ptr, n);
         } else if (!as_copy_step(&c)) { /* most calls are done with one step */
-            copy_all(&c);
+            as_copy_all(&c);
         }
     }
     if (c.cls)

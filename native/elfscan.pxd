@@ -40,4 +40,4 @@ cdef extern from "elfscan.h" nogil:
         uint32_t agree
         int likely
         char reason[160]
-    int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *out)
+    int as_elf_scan_debug(as_elf *e, int fd, int debug_fd, const as_want *wants, uint32_t n, as_found *out)

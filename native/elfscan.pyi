@@ -35,7 +35,7 @@ class Wanted:
     ) -> None: ...
 
 class Found:
-    """What became of one Wanted. `how`: ``dynsym``, ``symtab``, ``gopclntab``, ``xref``, or empty and `reason` says why.
+    """What became of one Wanted. `how`: ``dynsym``, ``symtab``, ``debug``, ``gopclntab``, ``xref``, or empty and `reason` says why.
 
     `offset` is the place in the file (for a uprobe), `address` the virtual address in the file's own numbering. `evidence`: the
     labels that are in the file; looked for only where no symbol is. `agree`: those whose loads led to the address (xref).
@@ -62,9 +62,10 @@ class ScanResult:
     size: int
     found: tuple[Found, ...]
 
-def scan(source: int | str | bytes | PathLike[str], wanted: Sequence[Wanted]) -> ScanResult:
+def scan(source: int | str | bytes | PathLike[str], wanted: Sequence[Wanted], *, debug: int = -1) -> ScanResult:
     """Looks for each of 1 to 16 functions in a file, given as an open descriptor (left open, its position unused) or a path.
 
+    `debug`: a descriptor of the file that its symbols were moved to, or -1; used if it has the same build id.
     Memory: one window of 1 MiB, whatever the file. Time: that of reading it once or twice. No file contents raise; OSError where
     a path cannot be opened, ValueError for a bad `wanted`.
     """

@@ -6,7 +6,7 @@ from libc.string cimport strerror
 
 import os
 
-HOW = ("", "dynsym", "symtab", "xref", "gopclntab")
+HOW = ("", "dynsym", "symtab", "xref", "gopclntab", "debug")
 MACHINES = {62: "x86_64", 183: "aarch64"}
 LABELS_MAX = 32
 LABEL_MIN = 8
@@ -115,7 +115,7 @@ cdef ScanResult _result(const as_elf *e, int rc, list wants, const as_found *fou
     return out
 
 
-cdef ScanResult _scan(int fd, list wants):
+cdef ScanResult _scan(int fd, list wants, int debug):
     cdef as_want *c_wants = NULL
     cdef as_found *found = NULL
     cdef const char **strings = NULL
@@ -147,7 +147,7 @@ cdef ScanResult _scan(int fd, list wants):
             c_wants[i].go = want.go
             c_wants[i].label_reg = <int8_t>want.label_register
         with nogil:
-            rc = as_elf_scan(&e, fd, c_wants, n, found)
+            rc = as_elf_scan_debug(&e, fd, debug, c_wants, n, found)
             as_elf_close(&e)
         return _result(&e, rc, wants, found)
     finally:
@@ -156,7 +156,7 @@ cdef ScanResult _scan(int fd, list wants):
         free(strings)
 
 
-def scan(source, wanted):
+def scan(source, wanted, *, int debug=-1):
     wants = list(wanted)
     if not 1 <= len(wants) <= AS_WANTS_MAX:
         raise ValueError(f"1 to {AS_WANTS_MAX} functions can be looked for at once")
@@ -167,10 +167,10 @@ def scan(source, wanted):
         if count > AS_PATS_MAX:
             raise ValueError(f"at most {AS_PATS_MAX} names and labels can be looked for at once")
     if isinstance(source, int):
-        return _scan(source, wants)
+        return _scan(source, wants, debug)
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        return _scan(fd, wants)
+        return _scan(fd, wants, debug)
     finally:
         os.close(fd)
 

@@ -32,6 +32,7 @@ MAX_SEEN = 65536
 MAX_OPEN = 256
 MAX_DARK = 256
 SAVE_EVERY = 5.0  # seconds
+DEBUG_DIR = "/usr/lib/debug/.build-id"
 LIBRARY_DIRS = ("/lib64", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/usr/local/lib64", "/usr/lib/*-linux-*")
 
 
@@ -45,13 +46,16 @@ class ProbeTarget:
     stack: str
     offset: int
     cookie: int
-    how: str  # dynsym, symtab, gopclntab, xref
+    how: str  # dynsym, symtab, debug, gopclntab, xref
     display_path: str  # as its user calls it
 
 
 @dataclass(frozen=True, slots=True)
 class Dark:
-    """A file that seems to hold a stack whose secrets we cannot take. `used`: by a process asked for, or the file was named."""
+    """A file that seems to hold a stack whose secrets we cannot take. `stack`: several, ``a or b``, where it is unclear which.
+
+    `used`: by a process asked for, or the file was named.
+    """
 
     path: str
     stack: str
@@ -274,6 +278,8 @@ class Discovery:
     def _search(self, key: FileKey, fd: int) -> Entry:
         self.counters.searched += 1
         result = elfscan.scan(fd, self._elf_wanted)
+        if any(found.likely for found in result.found):
+            result = _scan_with_debug_file(fd, result, self._elf_wanted)
         places: list[Place] = []
         misses: dict[str, Miss] = {}
         for (stack, index), found in zip(self._wanted, result.found, strict=bool(result.found)):
@@ -300,9 +306,12 @@ class Discovery:
         while len(self._seen) >= MAX_SEEN:
             del self._seen[next(iter(self._seen))]
         dark = [(stack, entry.status) for stack in file.stacks if entry.status]
-        # a library's name promises a stack, unless another is in it
-        named = () if entry.places else file.stacks
-        dark += [(miss.stack, miss.reason) for miss in entry.misses if miss.likely or miss.stack in named]
+        # a library's name promises a stack, unless another is in it; labels alone do not tell stacks with equal labels apart
+        named = [miss for miss in entry.misses if miss.stack in file.stacks and (miss.likely or not entry.places)]
+        reasons: dict[str, list[str]] = {}
+        for miss in named or [miss for miss in entry.misses if miss.likely]:
+            reasons.setdefault(miss.reason, []).append(miss.stack)
+        dark += [(" or ".join(stacks), reason) for reason, stacks in reasons.items()]
         self._seen[entry.key] = dark
         self._is_seen(file, entry.key, used)
 
@@ -349,6 +358,20 @@ def wanted_of(function: KeylogFunction) -> elfscan.Wanted:
         never=function.never,
         go=function.go,
     )
+
+
+def _scan_with_debug_file(fd: int, result: elfscan.ScanResult, wanted: list[elfscan.Wanted]) -> elfscan.ScanResult:
+    """The search once more with the symbols that the distribution keeps apart, where they are installed."""
+    if len(result.build_id) < 4:
+        return result
+    try:
+        debug = hostfile.open_file(f"{DEBUG_DIR}/{result.build_id[:2]}/{result.build_id[2:]}.debug")
+    except OSError:  # not installed: the usual case
+        return result
+    try:
+        return elfscan.scan(fd, wanted, debug=debug)
+    finally:
+        os.close(debug)
 
 
 def _plain_file(path: str) -> _File:

@@ -92,8 +92,9 @@ static int read_segments(as_elf *e, const Elf64_Ehdr *h) {
             read_build_id(e, p.p_offset, n);
         }
     }
-    /* segments may share a page or so, not be laid over each other to make us read the file a hundred times */
-    if (!e->n_seg || loaded > 2 * e->size + (1u << 20))
+    /* segments may share a page or so, not be laid over each other to make us read the file a hundred times; a file that holds only
+     * the symbols of another may have none */
+    if ((!e->n_seg && !h->e_shoff) || loaded > 2 * e->size + (1u << 20))
         return AS_ELF_DAMAGED;
     return AS_ELF_OK;
 }
@@ -231,14 +232,14 @@ static int name_hit(void *ctx, uint32_t id, uint64_t off) {
     return f->n == STRING_HITS;
 }
 
-static void take_symbol(const as_elf *e, const Elf64_Sym *s, const names_found *f, uint64_t str_off, as_elf_sym *out) {
+static void take_symbol(const as_elf *image, const Elf64_Sym *s, const names_found *f, uint64_t str_off, as_elf_sym *out) {
     uint32_t type = ELF64_ST_TYPE(s->st_info);
     if ((type != STT_FUNC && type != STT_NOTYPE) || s->st_shndx == SHN_UNDEF)
         return;
     for (uint32_t k = 0; k < f->n; k++) {
         if (f->at[k] - str_off != s->st_name)
             continue;
-        uint64_t off = as_elf_offset(e, s->st_value, PF_X);
+        uint64_t off = as_elf_offset(image, s->st_value, PF_X);
         as_elf_sym *o = &out[f->id[k]];
         if (off == UINT64_MAX || (o->n && o->va == s->st_value))
             continue;
@@ -246,7 +247,7 @@ static void take_symbol(const as_elf *e, const Elf64_Sym *s, const names_found *
     }
 }
 
-static int search_table(as_elf *e, const Elf64_Shdr *t, const as_pat *names, uint32_t n, as_elf_sym *out) {
+static int search_table(as_elf *e, const as_elf *image, const Elf64_Shdr *t, const as_pat *names, uint32_t n, as_elf_sym *out) {
     Elf64_Shdr str;
     if (t->sh_link >= e->n_sections)
         return AS_ELF_OK;
@@ -269,14 +270,14 @@ static int search_table(as_elf *e, const Elf64_Shdr *t, const as_pat *names, uin
         for (size_t j = 0; j < k; j++) {
             Elf64_Sym s;
             memcpy(&s, e->window + j * sizeof s, sizeof s);
-            take_symbol(e, &s, &f, str.sh_offset, out);
+            take_symbol(image, &s, &f, str.sh_offset, out);
         }
         i += k;
     }
     return AS_ELF_OK;
 }
 
-int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out) {
+int as_elf_symbols(as_elf *e, const as_elf *image, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out) {
     memset(out, 0, n * sizeof *out);
     for (uint32_t i = 0; i < e->n_sections; i++) {
         Elf64_Shdr s;
@@ -284,7 +285,7 @@ int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, a
         if (rc != AS_ELF_OK)
             return rc;
         if (s.sh_type == table) /* there is at most one of each kind (gABI), more are not looked at */
-            return search_table(e, &s, names, n, out);
+            return search_table(e, image, &s, names, n, out);
     }
     return AS_ELF_OK;
 }

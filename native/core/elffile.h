@@ -98,8 +98,9 @@ uint64_t as_elf_pointed_from(as_elf *e, uint64_t value);
 /* Finds each of n patterns (1..AS_PATS_MAX of 2..AS_PAT_MAX bytes) in a range of the file. */
 int as_elf_find(as_elf *e, uint64_t off, uint64_t size, const as_pat *pats, uint32_t n, as_pat_hit hit, void *ctx);
 
-/* Looks up n names in the dynamic (table 11, SHT_DYNSYM) or static (2, SHT_SYMTAB) symbol table; out[i] for names[i]. */
-int as_elf_symbols(as_elf *e, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out);
+/* Looks up n names in the dynamic (table 11, SHT_DYNSYM) or static (2, SHT_SYMTAB) symbol table; out[i] for names[i]. `image`: the file
+ * whose code it is: e, or the one that e holds the symbols of. */
+int as_elf_symbols(as_elf *e, const as_elf *image, uint32_t table, const as_pat *names, uint32_t n, as_elf_sym *out);
 
 /* 1: a function begins at va, by .eh_frame_hdr or, where that says nothing of this place, by its alignment or its first bytes;
  * 0: none does. */

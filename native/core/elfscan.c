@@ -8,7 +8,7 @@
 #include <string.h>
 
 /* One symbol table for all wants. A name that stands for two functions is no answer: the next rung decides. */
-static int by_symbol(as_elf *e, uint32_t table, int how, const as_want *wants, uint32_t n, as_found *out) {
+static int by_symbol(as_elf *e, const as_elf *image, uint32_t table, int how, const as_want *wants, uint32_t n, as_found *out) {
     as_pat names[AS_PATS_MAX];
     as_elf_sym found[AS_PATS_MAX];
     uint32_t total = 0;
@@ -17,7 +17,7 @@ static int by_symbol(as_elf *e, uint32_t table, int how, const as_want *wants, u
             names[total++] = (as_pat){(const uint8_t *)wants[i].names[k], (uint32_t)strlen(wants[i].names[k]) + 1};
     if (!total)
         return AS_ELF_OK;
-    int rc = as_elf_symbols(e, table, names, total, found);
+    int rc = as_elf_symbols(e, image, table, names, total, found);
     if (rc != AS_ELF_OK)
         return rc;
     for (uint32_t i = 0, at = 0; i < n; at += wants[i++].n_names) {
@@ -61,7 +61,20 @@ static int all_found(const as_found *out, uint32_t n) {
     return 1;
 }
 
+/* What is wrong with the debug file is nothing that is wrong with the program: it is not used then. */
+static void by_debug_file(const as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *out) {
+    as_elf d;
+    if (as_elf_open(&d, fd) == AS_ELF_OK && e->build_id_len && d.build_id_len == e->build_id_len && d.machine == e->machine &&
+        !memcmp(d.build_id, e->build_id, e->build_id_len))
+        by_symbol(&d, e, SHT_SYMTAB, AS_HOW_DEBUG, wants, n, out);
+    as_elf_close(&d);
+}
+
 int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *out) {
+    return as_elf_scan_debug(e, fd, -1, wants, n, out);
+}
+
+int as_elf_scan_debug(as_elf *e, int fd, int debug_fd, const as_want *wants, uint32_t n, as_found *out) {
     static const struct {
         uint32_t table;
         int how;
@@ -73,10 +86,12 @@ int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *o
         return AS_ELF_NOMEM;
     memset(out, 0, n * sizeof *out);
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
-        rc = by_symbol(e, rungs[r].table, rungs[r].how, wants, n, out);
+        rc = by_symbol(e, e, rungs[r].table, rungs[r].how, wants, n, out);
         if (rc != AS_ELF_OK || all_found(out, n))
             return rc;
     }
+    if (debug_fd >= 0)
+        by_debug_file(e, debug_fd, wants, n, out);
     rc = as_gopclntab(e, wants, n, out);
     if (rc == AS_ELF_OK)
         rc = as_xref(e, wants, n, out);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Finding the function of a TLS stack that is handed the secrets: an ELF file and a description of the function in, the place for
- * a probe out. In this order: dynamic symbol, static symbol, Go's function table, string cross-reference of key-log labels.
+ * a probe out. In this order: dynamic symbol, static symbol, symbol in a separate debug file, Go's function table, string cross-reference of key-log labels.
  *
  * The cross-reference: the labels ("CLIENT_RANDOM", ...) lie in the file as C strings; code that loads the address of one into
  * the register of the label argument, and then calls, calls the function we look for. The address on which loads of at least two
@@ -23,7 +23,7 @@
 #define AS_WANTS_MAX 16
 #define AS_REASON_MAX 160
 
-enum as_how { AS_HOW_NONE = 0, AS_HOW_DYNSYM = 1, AS_HOW_SYMTAB = 2, AS_HOW_XREF = 3, AS_HOW_GOPCLNTAB = 4 };
+enum as_how { AS_HOW_NONE = 0, AS_HOW_DYNSYM = 1, AS_HOW_SYMTAB = 2, AS_HOW_XREF = 3, AS_HOW_GOPCLNTAB = 4, AS_HOW_DEBUG = 5 };
 
 /* A function that is looked for. Names and labels of all wants together: at most AS_PATS_MAX each. */
 typedef struct as_want {
@@ -51,6 +51,10 @@ typedef struct as_found {
 /* Looks for n functions (1..AS_WANTS_MAX) in one go. An enum as_elf_status; results are written for AS_ELF_OK only. `e` keeps the
  * headers (build id) until as_elf_close. Touches nothing but its arguments and the file: no lock is needed. */
 int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *out);
+
+/* The same, with the file (a separate debug file) that the symbols were moved to: asked behind the file's own symbols. It must have
+ * the same build id, else it is not used. debug_fd -1: none. */
+int as_elf_scan_debug(as_elf *e, int fd, int debug_fd, const as_want *wants, uint32_t n, as_found *out);
 
 /* The last two rungs alone, for wants whose out[].how is AS_HOW_NONE. */
 int as_gopclntab(as_elf *e, const as_want *wants, uint32_t n, as_found *out);

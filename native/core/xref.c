@@ -98,6 +98,16 @@ static int is_taken(const as_found *out, uint32_t n, uint64_t va) {
     return 0;
 }
 
+/* Whether a stack that was found has labels of this want: then they say nothing more. */
+static int are_explained(const as_want *wants, uint32_t n, const as_found *out, const as_want *w) {
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < wants[i].n_labels && out[i].how != AS_HOW_NONE; k++)
+            for (uint32_t j = 0; j < w->n_labels; j++)
+                if (!strcmp(wants[i].labels[k], w->labels[j]))
+                    return 1;
+    return 0;
+}
+
 /* The functions that are called behind loads of a want's labels; how many. */
 static uint32_t count_votes(xref *x, const as_want *w, uint32_t index, vote *votes, uint32_t *loads) {
     uint32_t n = 0;
@@ -153,6 +163,7 @@ static void decide(xref *x, const as_want *wants, uint32_t n_wants, uint32_t ind
         out->off = as_elf_offset(x->e, best->va, PF_X);
         out->agree = best->labels;
     } else if (good == 0 && !strictly) {
+        others += (uint32_t)are_explained(wants, n_wants, all, w);
         out->likely = others == 0;
         snprintf(out->reason, sizeof out->reason, "no symbol, and %s",
                  others     ? "its key-log labels are another stack's"

@@ -228,7 +228,7 @@ static void test_xref(void) {
     wants[1].label_reg = -1;
     as_found out[3];
     CHECK(scan_n(FILE_SIZE, wants, 3, out) == AS_ELF_OK);
-    CHECK(out[0].how == AS_HOW_NONE && out[0].likely);
+    CHECK(out[0].how == AS_HOW_NONE && !out[0].likely);
     CHECK(out[1].how == AS_HOW_XREF && out[1].agree == 3);
     CHECK(out[2].how == AS_HOW_NONE && !out[2].likely);
 }

@@ -287,6 +287,35 @@ def test_without_ldconfig(discovery: Discovery, monkeypatch: pytest.MonkeyPatch)
         assert "libssl.so.3" in found
 
 
+def test_symbols_of_the_distribution(discovery: Discovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels say that the stack is there, nothing shows where: then a separate debug file is asked."""
+    source = SOURCE.replace(
+        'return ssl_log_secret(s, "CLIENT_RANDOM", secret, 48) &&',
+        'const char *l = *secret ? "CLIENT_RANDOM" : "x"; return ssl_log_secret(s, l, secret, 48) &&',
+    )
+    lib = compile_c(
+        tmp_path / "libssl.so.9",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-O0",
+        "-Wl,--build-id=0x0123456789abcdef",
+        source=source,
+    )
+    debug = tmp_path / "01" / "23456789abcdef.debug"
+    debug.parent.mkdir()
+    offset = offset_of(lib)
+    subprocess.run(["objcopy", "--only-keep-debug", lib, debug], check=True)
+    subprocess.run(["strip", "-s", lib], check=True)
+    assert discovery.file(lib) == []
+    assert [d.stack for d in discovery.dark] == ["openssl or boringssl or gnutls"]  # a named file is taken as a program
+    monkeypatch.setattr("agentsight.capture.discovery.DEBUG_DIR", str(tmp_path))
+    again = Discovery(STACKS, cache_dir=None)
+    assert [(t.how, t.offset) for t in again.file(lib)] == [("debug", offset)]
+    assert again.dark == []
+    again.close()
+
+
 # ---- the cache on disk ----
 
 

@@ -266,3 +266,18 @@ def test_libssl_of_this_machine() -> None:
             entry.header["initial_location"] for entry in ELFFile(f).get_dwarf_info().EH_CFI_entries() if isinstance(entry, FDE)
         }
     assert found.address in starts
+
+
+def test_symbols_kept_apart(tmp_path: Path) -> None:
+    """A stripped file and the debug file of it, of another build, and no ELF file at all."""
+    whole = compile_c(tmp_path / "whole", "-Wl,--build-id=0x0123456789abcdef")
+    debug, stripped = tmp_path / "debug", tmp_path / "stripped"
+    subprocess.run(["objcopy", "--only-keep-debug", whole, debug], check=True)
+    subprocess.run(["strip", "-s", "-o", stripped, whole], check=True)
+    names_only = elfscan.Wanted(FUNCTION.symbols)
+    assert elfscan.scan(stripped, [names_only]).found[0].how == ""
+    for other, how in ((debug, "debug"), (stripped, ""), (Path("/bin/true"), ""), (Path(__file__), "")):
+        with other.open("rb") as f:
+            found = elfscan.scan(stripped, [names_only], debug=f.fileno()).found[0]
+        assert found.how == how
+        assert not how or found.offset == true_offset(whole)

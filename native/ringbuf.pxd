@@ -111,6 +111,7 @@ cdef extern from "loader.h" nogil:
     int as_loader_uses_sys_exit(const as_loader *l)
     int as_loader_put(as_loader *l, as_map_id map, const void *key, const void *value)
     int as_loader_del(as_loader *l, as_map_id map, const void *key)
+    int as_loader_map_fd(const as_loader *l, as_map_id map)
     void as_loader_ctl_changed(as_loader *l)
     int as_loader_drops(const as_loader *l, as_drop_counter *out)
     int as_loader_stats(const as_loader *l, uint64_t *out)

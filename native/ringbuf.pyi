@@ -144,6 +144,10 @@ class Capture:
     def io_hook(self) -> str:
         """The way that is used: "sock" or "sys_exit"."""
 
+    @property
+    def targets_fd(self) -> int:
+        """Descriptor of the map of tracked processes (tgid to struct as_target), for the exec gate; it is closed by `stop`."""
+
     def write_to(self, writer: CaptureWriter, timeout: float = 0.1) -> list[int]:
         """For `timeout` seconds write batches as they come into a capture file, all in C without the GIL.
 

@@ -352,6 +352,11 @@ cdef class Capture:
     def io_hook(self):
         return "sys_exit" if as_loader_uses_sys_exit(self.loader) else "sock"
 
+    @property
+    def targets_fd(self):
+        self._alive()
+        return as_loader_map_fd(self.loader, AS_MAP_TARGETS)
+
     def write_to(self, CaptureWriter writer, double timeout=0.1):
         """See ringbuf.pyi."""
         cdef double end = time.monotonic() + timeout

@@ -279,6 +279,10 @@ int as_loader_uses_sys_exit(const as_loader *l) {
     return l->sys_exit;
 }
 
+int as_loader_map_fd(const as_loader *l, as_map_id map) {
+    return l->maps[map];
+}
+
 int as_loader_put(as_loader *l, as_map_id map, const void *key, const void *value) {
     if (bpf_map_update_elem(l->maps[map], key, value, BPF_ANY))
         return -errno;

@@ -41,6 +41,7 @@ int as_loader_uses_sys_exit(const as_loader *l);
 typedef enum as_map_id { AS_MAP_TARGETS, AS_MAP_NAMES, AS_MAP_EXCLUDED, AS_MAP_CTL, AS_MAP_STDIO_EXCL, AS_MAP_COUNT } as_map_id;
 int as_loader_put(as_loader *l, as_map_id map, const void *key, const void *value); /* 0, -errno */
 int as_loader_del(as_loader *l, as_map_id map, const void *key);                    /* 0, -errno (-ENOENT) */
+int as_loader_map_fd(const as_loader *l, as_map_id map); /* stays the loader's; -1: not loaded */
 void as_loader_ctl_changed(as_loader *l); /* makes sockets look at `ctl` again */
 
 int as_loader_drops(const as_loader *l, struct as_drop_counter out[AS_D_MAX]); /* sums over all CPUs; 0, -errno */

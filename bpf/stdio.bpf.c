@@ -118,13 +118,13 @@ int as_sys_exit_stdio(u64 *ctx) {
         c.iov = call.ptr;
         c.segs = call.len > AS_COPY_SEGS ? AS_COPY_SEGS : call.len;
     } else {
-        struct as_msghdr m;
-        if (bpf_probe_read_user(&m, sizeof m, (void *)call.ptr)) {
+        struct as_iovec v; /* the vector's address and its length */
+        if (bpf_probe_read_user(&v, sizeof v, (void *)(call.ptr + __builtin_offsetof(struct as_msghdr, iov)))) {
             count(AS_ST_FAULT, 1);
             return 0;
         }
-        c.iov = (u64)m.iov;
-        c.segs = m.iovlen > AS_COPY_SEGS ? AS_COPY_SEGS : m.iovlen;
+        c.iov = v.base;
+        c.segs = v.len > AS_COPY_SEGS ? AS_COPY_SEGS : v.len;
     }
     as_copy_all(&c);
     return 0;

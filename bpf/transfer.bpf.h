@@ -29,13 +29,13 @@ struct {
 } mmsg SEC(".maps");
 
 static __always_inline bool read_msg(u64 ptr, u64 *iov, u32 *segs) {
-    struct as_msghdr m;
-    if (bpf_probe_read_user(&m, sizeof m, (void *)ptr)) {
+    struct as_iovec v; /* the vector's address and its length */
+    if (bpf_probe_read_user(&v, sizeof v, (void *)(ptr + __builtin_offsetof(struct as_msghdr, iov)))) {
         count(AS_ST_FAULT, 1);
         return false;
     }
-    *iov = (u64)m.iov;
-    *segs = m.iovlen > AS_COPY_SEGS ? AS_COPY_SEGS : m.iovlen;
+    *iov = v.base;
+    *segs = v.len > AS_COPY_SEGS ? AS_COPY_SEGS : v.len;
     return true;
 }
 
@@ -106,15 +106,15 @@ static __always_inline bool skipped(struct sock_state *st) {
 
 /* Copies one message of at most `left` bytes (a global function: the verifier looks at it once). Gives its length, -1: none. */
 __attribute__((noinline)) s64 as_copy_message(struct copy *c, u64 at, u64 left) {
-    struct as_mmsghdr m;
-    if (!c || bpf_probe_read_user(&m, sizeof m, (void *)at))
+    u32 len = 0;
+    if (!c || bpf_probe_read_user(&len, sizeof len, (void *)(at + sizeof(struct as_msghdr))) || !read_msg(at, &c->iov, &c->segs))
         return -1;
-    c->iov = (u64)m.hdr.iov;
-    c->segs = m.hdr.iovlen > AS_COPY_SEGS ? AS_COPY_SEGS : m.hdr.iovlen;
     c->left = 0;
-    c->remain = m.len < left ? m.len : left;
+    c->remain = len < left ? len : left;
     left = c->remain;
-    as_copy_all(c);
+    for (int i = 0; i < AS_COPY_STEPS; i++)
+        if (as_copy_step(c))
+            break;
     return left;
 }
 

@@ -4,6 +4,8 @@ It is called for each secret whether or not a key log is wanted; a static functi
 TLS 1.3's handshake and traffic labels come through a variable, CLIENT_EARLY_TRAFFIC_SECRET and EARLY_EXPORTER_SECRET are loaded
 where it is called. CLIENT_RANDOM is TLS 1.2's master secret.
 
+Libraries: the usual names, and those of Python wheels (``libgnutls-1a2b3c4d.so.30``), not libgnutls-dane and -openssl.
+
 Users: Debian's wget, git (libcurl-gnutls), apt, emacs, everything on glib-networking.
 """
 
@@ -14,7 +16,7 @@ from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 GNUTLS = TlsStack(
     name="gnutls",
     id=3,
-    libraries=("libgnutls.so", "libgnutls.so.*", "libgnutls-*.so*"),
+    libraries=("libgnutls.so", "libgnutls.so.*", "libgnutls-????????.so*"),
     functions=(
         KeylogFunction(
             symbols=("_gnutls_call_keylog_func",),

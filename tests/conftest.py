@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
     import agentsight._native
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests start in an empty directory: from here, `python -c` and `python -m` would take the source tree."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
+
+
 def pytest_report_header() -> list[str]:
     import agentsight
 

@@ -293,3 +293,4 @@ cdef extern from "engine.h" nogil:
     size_t as_engine_dark(as_engine *e, as_dark *out, size_t max)
     size_t as_engine_skips(as_engine *e, uint64_t *cookies, size_t max)
     size_t as_engine_asks(as_engine *e, uint32_t *tgids, size_t max)
+    size_t as_engine_wants(as_engine *e, uint32_t *tgids, size_t max)

@@ -66,5 +66,7 @@ class Decoder:
         """Processes with TLS bytes that stayed closed: pid, start_ticks, comm, exe, bytes, reason; largest first, bounded to 64."""
     def needs_process(self) -> list[int]:
         """Pids that opened TLS connections and were not asked about yet (live capture: look whether their stack has a probe)."""
+    def needs_memory(self) -> list[int]:
+        """Pids with TLS records that wait for a secret which no probe gave (live capture: search their memory for it)."""
     def skips(self) -> list[int]:
         """Socket cookies whose bytes nobody can use (neither TLS nor wanted HTTP): a live capture may stop copying them."""

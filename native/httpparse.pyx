@@ -403,6 +403,11 @@ cdef class Decoder:
         cdef size_t n = as_engine_asks(self.e, pids, 64), i
         return [pids[i] for i in range(n)]
 
+    def needs_memory(self):
+        cdef uint32_t pids[64]
+        cdef size_t n = as_engine_wants(self.e, pids, 64), i
+        return [pids[i] for i in range(n)]
+
     def skips(self):
         cdef uint64_t cookies[256]
         cdef size_t n = as_engine_skips(self.e, cookies, 256), i

@@ -277,14 +277,35 @@ static void unwait(conn *c) {
         c->wnext->wprev = c->wprev;
 }
 
+#define WANT_NS 60000000ull       /* a probe's secret comes sooner */
+#define WANT_AGAIN_NS 1000000000ull
+
+static void want_memory(conn *c) { /* its records wait: a live capture may look for their secret in the processes' memory */
+    as_engine *e = c->e;
+    uint64_t since = as_tls_waits_since(c->tls);
+    if (!since || e->now < since + WANT_NS || (c->want_told && e->now < c->want_told + WANT_AGAIN_NS))
+        return;
+    c->want_told = e->now;
+    for (int s = 0; s < 2; s++) {
+        uint32_t tgid = c->side[s].tgid;
+        int known = !tgid;
+        for (size_t i = 0; i < e->n_wants; i++)
+            known |= e->wants[i] == tgid;
+        if (!known && e->n_wants < sizeof e->wants / sizeof *e->wants)
+            e->wants[e->n_wants++] = tgid;
+    }
+}
+
 void conn_tick(as_engine *e, const as_meta *m) {
     for (conn *c = e->waiters, *next; c; c = next) {
         next = c->wnext;
         for (int f = 0; f < 2; f++)
             while (c->flow[f].pending && e->now - c->flow[f].pending->since > e->o.reorder_ns)
                 jump(c, f);
-        if (c->tls)
+        if (c->tls) {
+            want_memory(c);
             as_tls_tick(c->tls, m);
+        }
         if (!c->flow[0].pending && !c->flow[1].pending && !(c->tls && as_tls_waiting(c->tls)))
             unwait(c);
     }
@@ -416,6 +437,7 @@ void conn_end(conn *c, const as_meta *m) {
         as_hmap_del(&e->tuples, c->tuple);
     as_tls_free(c->tls);
     as_hconn_free(c->http);
+    layer_free(c);
     frames_free(c);
     free(c);
 }

@@ -224,6 +224,13 @@ size_t as_engine_asks(as_engine *e, uint32_t *tgids, size_t max) {
     return n;
 }
 
+size_t as_engine_wants(as_engine *e, uint32_t *tgids, size_t max) {
+    size_t n = e->n_wants < max ? e->n_wants : max;
+    memcpy(tgids, e->wants, n * sizeof *tgids);
+    e->n_wants = 0;
+    return n;
+}
+
 static int darker(const void *a, const void *b) {
     const as_dark *x = a, *y = b;
     if (x->total != y->total)

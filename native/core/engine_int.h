@@ -50,6 +50,8 @@ typedef struct flow {
     uint8_t sniff[64]; /* first bytes, while nobody knows what they are */
     size_t n_sniff;
     as_meta sniff_meta;
+    uint8_t *late; /* bytes of a connection joined in mid-stream, while a record's boundary is looked for */
+    size_t n_late, c_late;
     uint8_t *raw; /* plaintext from raw_off on, while messages are to carry their wire bytes */
     size_t n_raw, c_raw;
     uint64_t raw_off;
@@ -96,6 +98,7 @@ typedef struct conn {
     const as_peers *peers_out; /* the copy in the outputs' arena, valid in outs_round */
     uint64_t peers_round;
     int skip_told;
+    uint64_t want_told; /* when the memory of its processes was asked for */
 } conn;
 
 struct as_engine {
@@ -117,6 +120,8 @@ struct as_engine {
     size_t n_skips;
     uint32_t asks[64];
     size_t n_asks;
+    uint32_t wants[64];
+    size_t n_wants;
 };
 
 /* proc.c */
@@ -148,6 +153,7 @@ void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m);
 void layer_gap(conn *c, int f, uint64_t n, const as_meta *m);
 void layer_eof(conn *c, int f, const as_meta *m);
 void layer_flush(conn *c, const as_meta *m);
+void layer_free(conn *c);
 
 /* emit.c */
 extern const as_hsink emit_http_sink;

@@ -92,6 +92,8 @@ static void begin_tls(conn *c) {
         c->kind = C_OTHER;
         return;
     }
+    if (joined_late(c))
+        as_tls_late(c->tls);
     for (int s = 0; s < 2; s++)
         if (c->side[s].tgid)
             as_tls_touch(c->tls, c->side[s].tgid, c->side[s].tid);
@@ -121,13 +123,78 @@ static void decide(conn *c, enum conn_kind kind) {
         w->n_sniff = 0;
         if (n)
             feed_kind(c, f, w->sniff, n, &w->sniff_meta);
+        if (w->n_late)
+            feed_kind(c, f, w->late, w->n_late, &w->sniff_meta);
     }
+    layer_free(c);
+}
+
+void layer_free(conn *c) {
+    for (int f = 0; f < 2; f++) {
+        flow *w = &c->flow[f];
+        free(w->late);
+        w->late = NULL;
+        w->n_late = w->c_late = 0;
+    }
+}
+
+/* ---- joined inside a record ---- */
+
+#define LATE_MAX 40000 /* two of the longest records, and what the first of them is behind */
+#define LATE_RECORD (16384 + 256)
+
+static int record_at(const uint8_t *p, size_t n) { /* may an encrypted record begin here? its length, 0 no */
+    if (n < 5 || p[0] != 23 || p[1] != 3 || p[2] != 3)
+        return 0;
+    int len = p[3] << 8 | p[4];
+    return len >= 17 && len <= LATE_RECORD ? 5 + len : 0;
+}
+
+/* Is there a record in p? 1: one that ends with the bytes or before another one's header; 0: not in so many bytes; -1: wait. */
+static int find_record(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i + 5 <= n; i++) {
+        const uint8_t *at = memchr(p + i, 23, n - i - 4);
+        if (!at)
+            break;
+        i = (size_t)(at - p);
+        size_t len = (size_t)record_at(at, n - i);
+        if (len && (i + len == n || (i + len + 5 <= n && record_at(at + len, n - i - len))))
+            return 1;
+    }
+    return n < LATE_MAX ? -1 : 0;
+}
+
+static void join_late(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
+    flow *w = &c->flow[f];
+    if (w->n_late + n > w->c_late) {
+        size_t cap = w->c_late ? w->c_late : 4096;
+        while (cap < w->n_late + n)
+            cap *= 2;
+        uint8_t *b = realloc(w->late, cap);
+        if (!b) {
+            c->e->st.lost_outputs++;
+            decide(c, C_OTHER);
+            return;
+        }
+        w->late = b;
+        w->c_late = cap;
+    }
+    memcpy(w->late + w->n_late, p, n);
+    w->n_late += n;
+    w->sniff_meta = *m;
+    int found = find_record(w->late, w->n_late);
+    if (found >= 0)
+        decide(c, found ? C_TLS : C_OTHER);
 }
 
 void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
     flow *w = &c->flow[f];
     if (c->kind != C_UNKNOWN) {
         feed_kind(c, f, p, n, m);
+        return;
+    }
+    if (w->n_late) {
+        join_late(c, f, p, n, m);
         return;
     }
     const uint8_t *first = p;
@@ -154,6 +221,19 @@ void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
         w->sniff_meta = *m;
         return;
     }
+    if (kind == C_OTHER && !tls && joined_late(c)) { /* it may be the middle of a record */
+        uint8_t head[sizeof w->sniff];
+        size_t k = w->n_sniff;
+        memcpy(head, w->sniff, k);
+        w->n_sniff = 0;
+        if (k)
+            join_late(c, f, head, k, &w->sniff_meta);
+        if (c->kind == C_UNKNOWN)
+            join_late(c, f, p, n, m);
+        else
+            feed_kind(c, f, p, n, m);
+        return;
+    }
     decide(c, kind);
     feed_kind(c, f, p, n, m);
 }
@@ -164,7 +244,7 @@ void layer_gap(conn *c, int f, uint64_t n, const as_meta *m) {
     else if (c->kind == C_HTTP && c->http)
         as_hconn_gap(c->http, f, n, m);
     else if (c->kind == C_UNKNOWN)
-        c->flow[f].n_sniff = 0;
+        c->flow[f].n_sniff = c->flow[f].n_late = 0;
 }
 
 void layer_eof(conn *c, int f, const as_meta *m) {

@@ -220,8 +220,18 @@ void as_tls_flush(as_tls *t, const as_meta *m) {
         as_tell_handshake(t, m, 1);
 }
 
+void as_tls_late(as_tls *t) {
+    t->late = 1;
+}
+
 int as_tls_waiting(const as_tls *t) {
     return t->f[0].blocked || t->f[1].blocked;
+}
+
+uint64_t as_tls_waits_since(const as_tls *t) {
+    const as_flow *a = &t->f[0], *b = &t->f[1];
+    uint64_t x = a->blocked ? a->block_ts : 0, y = b->blocked ? b->block_ts : 0;
+    return !x || (y && y < x) ? y : x;
 }
 
 void as_tls_retry(as_tls *t, const as_meta *m) {

@@ -88,6 +88,9 @@ typedef struct as_tls_opts {
 as_tls *as_tls_new(as_keyring *k, const as_tls_sink *sink, void *user, const as_tls_opts *opts);
 void as_tls_free(as_tls *t); /* zeroes its keys */
 
+/* Joined in mid-stream: a flow may begin anywhere in a record. To be called before its first byte. */
+void as_tls_late(as_tls *t);
+
 /* Does TLS begin at p? 1 yes, 0 no, -1 more bytes needed. (A record header of a handshake with a ClientHello or ServerHello;
  * `late` also takes an application-data record header of plausible length.) */
 int as_tls_sniff(const uint8_t *p, size_t n, int late);
@@ -98,6 +101,7 @@ void as_tls_eof(as_tls *t, int flow, const as_meta *m); /* TCP end of that direc
 void as_tls_flush(as_tls *t, const as_meta *m); /* the end: what waits is counted as closed */
 
 int as_tls_waiting(const as_tls *t); /* holds records that wait for a secret */
+uint64_t as_tls_waits_since(const as_tls *t); /* time at which that began, 0: it does not wait */
 void as_tls_retry(as_tls *t, const as_meta *m); /* secrets of its processes arrived: try what waits */
 void as_tls_tick(as_tls *t, const as_meta *m); /* time went on: give up what waited too long */
 void as_tls_touch(as_tls *t, uint32_t tgid,

@@ -42,10 +42,12 @@ int as_crypto_init(as_crypto *c) {
     }
     c->ecb[0] = EVP_CIPHER_fetch(NULL, "AES-128-ECB", NULL);
     c->ecb[1] = EVP_CIPHER_fetch(NULL, "AES-256-ECB", NULL);
+    c->chacha = EVP_CIPHER_fetch(NULL, "ChaCha20", NULL);
     c->enc = EVP_CIPHER_CTX_new();
     c->block = EVP_CIPHER_CTX_new();
+    c->stream = EVP_CIPHER_CTX_new();
     c->hmac = EVP_MAC_fetch(NULL, "HMAC", NULL);
-    ok &= c->ecb[0] && c->ecb[1] && c->enc && c->block && c->hmac;
+    ok &= c->ecb[0] && c->ecb[1] && c->chacha && c->enc && c->block && c->stream && c->hmac;
     for (int i = 0; ok && i < 2; i++) {
         char name[8];
         strcpy(name, hash[i]);
@@ -67,6 +69,8 @@ void as_crypto_free(as_crypto *c) {
         EVP_CIPHER_free(c->ecb[i]);
         EVP_MAC_CTX_free(c->mac[i]);
     }
+    EVP_CIPHER_free(c->chacha);
+    EVP_CIPHER_CTX_free(c->stream);
     EVP_CIPHER_CTX_free(c->enc);
     EVP_CIPHER_CTX_free(c->block);
     EVP_MAC_free(c->hmac);

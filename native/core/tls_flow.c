@@ -175,6 +175,25 @@ void as_lose_sync(as_flow *f, uint64_t lost, enum as_tls_reason why) {
     f->look_done = 0;
 }
 
+static void join(as_tls *t, as_flow *f) {
+    f->begun = 1;
+    f->phase = t->info.version && t->info.version != 0x0304 ? AS_P_ENC12 : AS_P_APP;
+    f->uncertain = f->resync = 1;
+    f->seq_hi = AS_SEQ_ANY;
+    f->dead_reason = AS_TLS_MISSING;
+}
+
+/* The first bytes of a flow that was joined late: a handshake, or the middle of something. 0: more are needed. */
+static int begin_late(as_tls *t, as_flow *f, const uint8_t *p, size_t n) {
+    int hello = as_tls_sniff(p, n, 0);
+    if (hello < 0)
+        return 0;
+    f->begun = 1;
+    if (!hello)
+        join(t, f); /* perhaps inside a record: the rest of one whose beginning nobody has */
+    return 1;
+}
+
 static void lost_handshake(as_tls *t, as_flow *f) { /* a hole before application data */
     as_hs_reset(&f->hs);
     if (f->phase == AS_P_PLAIN)
@@ -200,6 +219,8 @@ long as_step(as_tls *t, as_flow *f, const uint8_t *p, size_t n, const as_meta *m
         as_shut(t, f, n, f->dead_reason, m);
         return (long)n;
     }
+    if (t->late && !f->begun && f->phase == AS_P_PLAIN && !begin_late(t, f, p, n))
+        return AS_R_MORE;
     if (f->resync) {
         size_t i = 0;
         while (i < n && !boundary(f, p + i, n - i))
@@ -249,6 +270,8 @@ static void hole(as_tls *t, as_flow *f, size_t have) {
     as_tell_gap(t, f, n, AS_TLS_MISSING, m);
     if (f->phase == AS_P_DEAD)
         return;
+    if (t->late && !f->begun)
+        join(t, f);
     if (before_data(f))
         lost_handshake(t, f);
     if (f->skip) { /* inside a record whose rest is thrown away anyway */

@@ -4,6 +4,7 @@
  *
  * Order of the files, each using only those before it:
  *   tls_crypto.c  cipher suites, key derivation, AEAD (libcrypto)
+ *   tls_seq.c     record numbers of connections joined in mid-stream
  *   tls_keys.c    the keyring: secrets by process, thread, client random and group (structures: tls_keys.h)
  *   tls_find.c    the keyring: candidates for a connection
  *   tls_match.c   finding the secret and the record number that open a record, by trying
@@ -50,10 +51,10 @@ typedef struct as_aead {
 } as_aead;
 
 typedef struct as_crypto {
-    EVP_CIPHER *aead[AS_NAEAD], *ecb[2];
+    EVP_CIPHER *aead[AS_NAEAD], *ecb[2], *chacha;
     EVP_MAC *hmac;
     EVP_MAC_CTX *mac[2];
-    EVP_CIPHER_CTX *enc, *block;
+    EVP_CIPHER_CTX *enc, *block, *stream;
     as_aead trial[AS_NAEAD];
 } as_crypto;
 
@@ -72,8 +73,15 @@ long as_aead_open(as_aead *a, uint64_t seq, const uint8_t *rec, size_t total, ui
 int as_gcm_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint8_t *tmp,
                uint64_t *seq);
 
+/* ---- tls_seq.c ---- */
+/* The first number in lo..hi that may be the record's; 0: none. The former fills in the salt that it finds (cell->iv). */
+int as_gcm12_seq(as_crypto *c, const as_suite *s, as_cell *cell, const uint8_t *rec, size_t total, uint8_t *tmp, uint64_t lo,
+                 uint64_t hi, uint64_t *seq);
+int as_chacha_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
+                  uint64_t *seq);
+
 /* ---- tls_keys.c ---- */
-enum as_label { AS_L_CE, AS_L_CH, AS_L_SH, AS_L_CA, AS_L_SA, AS_L_MASTER, AS_L_ANY, AS_NLABEL };
+enum as_label { AS_L_CE, AS_L_CH, AS_L_SH, AS_L_CA, AS_L_SA, AS_L_MASTER, AS_L_ANY, AS_L_KEY, AS_NLABEL };
 #define AS_LB(l) (1u << (l))
 
 typedef struct as_node {
@@ -91,6 +99,7 @@ typedef struct as_entry {
     uint64_t serial, ts, stamp;
     uint32_t tgid, tid;
     uint8_t label, used, has_random;
+    uint8_t memory, chacha; /* found in memory; as a ChaCha20 secret */
     uint8_t random[32];
     as_group *group;
     as_owner *proc, *thread;
@@ -163,10 +172,11 @@ typedef struct as_flow {
     uint64_t seq, seq_hi; /* next record number; when uncertain, it lies in seq..seq_hi */
     uint64_t skip;        /* bytes of a record with a hole, still to be thrown away */
     uint64_t pend;        /* bytes lost before application data, not yet told */
-    uint64_t trials;
+    uint64_t trials, far; /* AEAD trials for this key; record numbers that were only looked at */
+    uint8_t begun;        /* joined late: it was seen what the first bytes are */
     uint64_t nonce12, nonce12_seq; /* last explicit nonce and its record number */
     uint64_t block_ts;
-    as_mark mark, look;
+    as_mark mark, look, farther;
     uint32_t look_done;
     as_hs hs;
     as_meta eof_meta;
@@ -191,6 +201,7 @@ struct as_tls {
     const as_suite *suite; /* NULL: not known, or not opened (then dark) */
     uint8_t cr[32], sr[32], have_cr, have_sr;
     uint8_t changed;     /* one flow learned what the other waits for */
+    uint8_t late;        /* joined in mid-stream */
     uint8_t ch_seen, sh_seen, hello_lost, early_offered, told, cert_seen, ee_seen, ee_lost;
     int8_t early_ok;     /* server's answer to early data: -1 not known */
     size_t held;
@@ -215,6 +226,8 @@ static inline uint64_t as_be64(const uint8_t *p) {
 
 /* tls_match.c */
 int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi);
+/* The same for ChaCha20 secrets found in memory, with large record numbers; bounded for each flow. */
+int as_match_far(as_tls *t, as_flow *f, uint32_t labels, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi);
 int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
              uint64_t *seq);
 int as_range_next(as_tls *t, as_flow *f, const as_suite *s, const as_cell *from, const uint8_t *rec, size_t total, uint64_t hi,

@@ -78,6 +78,7 @@ as_keyring *as_keyring_new(size_t max_secrets, uint64_t ttl_ns) {
     k->mask = b - 1;
     list_init(&k->age);
     list_init(&k->held);
+    list_init(&k->kept);
     k->by_secret = calloc(4 * b, sizeof(as_hl *));
     if (!k->by_secret || as_crypto_init(&k->c)) {
         free(k->by_secret);
@@ -176,8 +177,8 @@ static void drop(as_keyring *k, as_entry *e) {
 void as_keyring_free(as_keyring *k) {
     if (!k)
         return;
-    for (int i = 0; i < 2; i++)
-        for (as_node *h = i ? &k->held : &k->age; h->next != h;)
+    for (int i = 0; i < 3; i++)
+        for (as_node *h = i == 2 ? &k->kept : i ? &k->held : &k->age; h->next != h;)
             drop(k, OF(h->next, as_entry, age));
     for (chunk *c = k->chunks, *next; c; c = next) {
         next = c->next;
@@ -200,6 +201,7 @@ static int label_of(const uint8_t *s, size_t n) {
         "SERVER_TRAFFIC_SECRET_0",
         "CLIENT_RANDOM",
         "TRAFFIC_SECRET", /* one of the five above, not told which */
+        "AES_KEY", /* TLS 1.2: the key itself, of one direction */
     };
     for (int i = 0; i < AS_NLABEL; i++)
         if (strlen(names[i]) == n && memcmp(names[i], s, n) == 0)
@@ -210,7 +212,7 @@ static int label_of(const uint8_t *s, size_t n) {
 void as_keyring_add(as_keyring *k, const struct as_secret *r) {
     size_t n = r->secret_len;
     int label = r->label_len <= AS_LABEL_MAX ? label_of(r->label, r->label_len) : -1;
-    if (label < 0 || (label == AS_L_MASTER ? n != 48 : n != 32 && n != 48))
+    if (label < 0 || (label == AS_L_MASTER ? n != 48 : label == AS_L_KEY ? n != 16 && n != 32 : n != 32 && n != 48))
         return; /* exporter secrets, later key updates (derived instead), hashes that no suite of ours has */
     as_hl **b = bucket(k, k->by_secret, hash_bytes(r->secret));
     for (as_hl *h = *b; h; h = h->next) {
@@ -221,7 +223,7 @@ void as_keyring_add(as_keyring *k, const struct as_secret *r) {
         }
     }
     if (k->n >= k->max) {
-        as_node *old = k->age.next != &k->age ? k->age.next : k->held.next;
+        as_node *old = k->age.next != &k->age ? k->age.next : k->kept.next != &k->kept ? k->kept.next : k->held.next;
         drop(k, OF(old, as_entry, age));
         k->st.evicted++;
     }
@@ -236,6 +238,8 @@ void as_keyring_add(as_keyring *k, const struct as_secret *r) {
     e->tgid = r->h.tgid;
     e->tid = r->h.tid;
     e->label = (uint8_t)label;
+    e->memory = r->stack == AS_STACK_MEMORY;
+    e->chacha = e->memory && r->flags & AS_SEC_CHACHA;
     memcpy(e->cell->secret, r->secret, n);
     e->cell->len = (uint8_t)n;
     k->n++;
@@ -251,7 +255,7 @@ void as_keyring_add(as_keyring *k, const struct as_secret *r) {
         list_add(e->group->entries.prev, &e->ingroup);
         e->group->n++;
     }
-    list_add(e->group && e->group->claims ? k->held.prev : k->age.prev, &e->age);
+    list_add(e->group && e->group->claims ? k->held.prev : e->memory ? k->kept.prev : k->age.prev, &e->age);
     if ((e->proc = owner_get(k, e->tgid, 0))) {
         e->proc->n++;
         list_add(&e->proc->list[label], &e->byproc);
@@ -262,15 +266,20 @@ void as_keyring_add(as_keyring *k, const struct as_secret *r) {
     }
 }
 
-void as_keyring_expire(as_keyring *k, uint64_t now) {
-    while (k->age.next != &k->age) {
-        as_entry *e = OF(k->age.next, as_entry, age);
-        if (now < e->ts || now - e->ts <= k->ttl)
+static void expire(as_keyring *k, as_node *list, uint64_t ttl, uint64_t now) {
+    while (list->next != list) {
+        as_entry *e = OF(list->next, as_entry, age);
+        if (now < e->ts || now - e->ts <= ttl)
             return;
         if (!e->used)
             k->st.expired++;
         drop(k, e);
     }
+}
+
+void as_keyring_expire(as_keyring *k, uint64_t now) {
+    expire(k, &k->age, k->ttl, now);
+    expire(k, &k->kept, k->ttl > KEPT_NS ? k->ttl : KEPT_NS, now);
 }
 
 void as_keyring_stats_get(const as_keyring *k, as_keyring_stats *out) {

@@ -14,6 +14,8 @@
 #define CHILDREN 8
 #define NBUF 4
 
+#define KEPT_NS (12 * 3600 * 1000000000ull) /* secrets found in memory expire after this time */
+
 #define OF(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))
 
 struct as_group {
@@ -41,6 +43,7 @@ struct as_keyring {
     uint64_t ttl, serial, stamp;
     as_keyring_stats st;
     as_node age, held; /* oldest first: nobody's; of groups that an open connection claims */
+    as_node kept;      /* found in memory: their connection may be silent for long */
     as_hl **by_secret, **by_random, **groups, **owners;
     chunk *chunks;
     void *free_cells;

@@ -10,6 +10,8 @@
 #include "tls_int.h"
 
 #define FEW 64    /* record numbers tried where the likelihood is small */
+#define FAR ((uint64_t)1 << 20)      /* record numbers of ChaCha20 that are looked at for one secret */
+#define FAR_ALL ((uint64_t)4 << 20) /* and for one flow */
 #define UPDATES 4 /* KeyUpdates that one hole may hide */
 
 typedef struct trial {
@@ -19,6 +21,7 @@ typedef struct trial {
     size_t total;
     uint64_t lo, hi;
     uint32_t labels;
+    int far; /* only ChaCha20 secrets found in memory, far numbers */
     /* what opened it */
     const as_suite *suite;
     as_cell *cell;      /* scratch: TLS 1.2, and keys after KeyUpdates that were lost */
@@ -31,12 +34,14 @@ uint32_t as_labels(const as_tls *t, const as_flow *f, enum as_phase phase) {
     int role = as_role(t, f);
     uint32_t c, s;
     if (phase == AS_P_ENC12)
-        return AS_LB(AS_L_MASTER);
+        return AS_LB(AS_L_MASTER) | AS_LB(AS_L_KEY);
     c = phase == AS_P_EARLY ? AS_L_CE : phase == AS_P_HS ? AS_L_CH : AS_L_CA;
     s = phase == AS_P_HS ? AS_L_SH : AS_L_SA;
     if (phase == AS_P_EARLY)
         return AS_LB(AS_L_CE) | AS_LB(AS_L_ANY);
-    return (role != 1 ? AS_LB(c) : 0) | (role != 0 ? AS_LB(s) : 0) | AS_LB(AS_L_ANY);
+    /* joined late, the version is not known: TLS 1.2 looks the same */
+    uint32_t key = phase == AS_P_APP && !t->suite && !t->info.version ? AS_LB(AS_L_KEY) : 0;
+    return (role != 1 ? AS_LB(c) : 0) | (role != 0 ? AS_LB(s) : 0) | AS_LB(AS_L_ANY) | key;
 }
 
 static int spend(as_tls *t, as_flow *f) { /* 0: no trial left */
@@ -126,6 +131,61 @@ static int fits(const trial *x, as_aead *a) {
     return ok;
 }
 
+/* A key of TLS 1.2 without its salt: both salt and record number come out of the record. */
+static int try_key(trial *x, as_entry *e) {
+    as_tls *t = x->t;
+    as_crypto *c = as_keyring_crypto(t->k);
+    const as_suite *s = t->suite ? t->suite : as_suite_find(e->cell->len == 16 ? 0xc02f : 0xc030);
+    if (s->v13 || s->aead == AS_CHACHA || s->key_len != e->cell->len || !x->cell)
+        return 0;
+    uint8_t *tmp = as_buf_get(t->k);
+    if (!tmp)
+        return 0;
+    if (!spend(t, x->f)) {
+        as_buf_put(t->k, tmp);
+        return -1;
+    }
+    memcpy(x->cell->key, e->cell->secret, s->key_len);
+    int ok = as_gcm12_seq(c, s, x->cell, x->rec, x->total, tmp, x->lo, x->hi, &x->seq) &&
+             as_aead_set(c, &c->trial[s->aead], s, x->cell) == 0 &&
+             as_aead_open(&c->trial[s->aead], x->seq, x->rec, x->total, tmp) >= 0;
+    OPENSSL_cleanse(tmp, x->total < AS_BUF_SIZE ? x->total : AS_BUF_SIZE);
+    as_buf_put(t->k, tmp);
+    x->suite = s;
+    x->key = x->cell;
+    return ok;
+}
+
+/* A ChaCha20 secret and a record of any number: the numbers that cannot be are passed over. */
+static int try_far(trial *x, const as_suite *s, as_entry *e) {
+    as_tls *t = x->t;
+    as_flow *f = x->f;
+    as_crypto *c = as_keyring_crypto(t->k);
+    as_aead *a = &c->trial[s->aead];
+    uint8_t *out = as_buf_get(t->k);
+    int ok = 0;
+    if (!out)
+        return 0;
+    if (as_derive13(c, s, e->cell) == 0 && as_aead_set(c, a, s, e->cell) == 0)
+        for (uint64_t at = x->lo; !ok && at <= x->hi && f->far < FAR_ALL;) {
+            uint64_t seq = 0, most = at + (FAR_ALL - f->far) - 1, end = x->hi < most ? x->hi : most;
+            int maybe = as_chacha_seq(c, s, e->cell, x->rec, x->total, at, end, &seq);
+            if (!maybe) {
+                f->far += end - at + 1;
+                break;
+            }
+            f->far += seq - at + 1;
+            ok = as_aead_open(a, seq, x->rec, x->total, out) >= 0;
+            x->seq = seq;
+            at = seq + 1;
+        }
+    OPENSSL_cleanse(out, x->total < AS_BUF_SIZE ? x->total : AS_BUF_SIZE);
+    as_buf_put(t->k, out);
+    x->suite = s;
+    x->key = e->cell;
+    return ok ? 1 : f->far >= FAR_ALL ? -1 : 0;
+}
+
 static int try_entry(void *u, as_entry *e) {
     trial *x = u;
     as_tls *t = x->t;
@@ -133,12 +193,22 @@ static int try_entry(void *u, as_entry *e) {
     static const uint16_t guess[] = {0x1301, 0x1302, 0x1303};
     /* tied to this connection by its random or its group: tried beyond the cap, and with every record number */
     int direct = t->have_cr && e->has_random;
+    if (x->far && !e->chacha)
+        return 0;
+    if (e->label == AS_L_KEY)
+        return try_key(x, e);
     for (size_t i = 0; i < t->nclaim; i++)
         direct |= t->claim[i] == e->group;
     for (size_t i = 0; i < (t->suite ? 1 : sizeof guess / sizeof *guess); i++) {
         const as_suite *s = t->suite ? t->suite : as_suite_find(guess[i]);
         as_cell *cell = e->cell;
         if (s->v13 ? e->cell->len != s->hash_len : e->label != AS_L_MASTER)
+            continue;
+        if (e->memory && e->chacha != (s->aead == AS_CHACHA)) /* the memory told the cipher */
+            continue;
+        if (x->far)
+            return try_far(x, s, e);
+        if (e->chacha && x->hi > x->lo + FEW) /* as_match_far's */
             continue;
         if (x->f->trials >= t->o.max_trials && !direct) {
             (void)spend(t, x->f); /* notes the cap */
@@ -210,16 +280,15 @@ int as_next_key(as_tls *t, as_flow *f) {
     return as_set_key(t, f, f->aead.suite, n);
 }
 
-/* Looks for a secret with one of `labels` that opens rec with a record number in lo..hi; takes it as the flow's key.
- * 1 found (f->seq is the record's number), 0 not. */
-int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi) {
+static int match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
+                 int far) {
     uint64_t serial = as_keyring_serial(t->k);
     if (mark->gen != t->gen || mark->labels != labels)
         mark->serial = 0;
     if (mark->serial >= serial)
         return 0;
     as_query q = {labels, mark->serial, t->have_cr ? t->cr : NULL, t->claim, t->nclaim, t->touch, t->ntouch};
-    trial x = {.t = t, .f = f, .rec = rec, .total = total, .lo = lo, .hi = hi, .labels = labels};
+    trial x = {.t = t, .f = f, .rec = rec, .total = total, .lo = lo, .hi = hi, .labels = labels, .far = far};
     if (!(x.cell = as_cell_new(t->k)))
         return 0;
     as_entry *e = as_keyring_find(t->k, &q, try_entry, &x);
@@ -238,7 +307,7 @@ int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_
         t->suite = x.suite;
     if (!t->info.version) {
         t->info.version = x.suite->v13 ? 0x0304 : 0x0303;
-        t->info.cipher = x.suite->aead == AS_CHACHA || x.suite->hash == AS_SHA384 ? x.suite->id : 0x1301;
+        t->info.cipher = x.suite->v13 ? x.suite->id : 0; /* TLS 1.2: the key does not tell the key exchange */
     }
     if (t->info.client_flow < 0 && e->label < AS_L_MASTER) {
         int server = e->label == AS_L_SH || e->label == AS_L_SA;
@@ -260,4 +329,22 @@ int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_
     }
     t->changed = 1;
     return 1;
+}
+
+/* Looks for a secret with one of `labels` that opens rec with a record number in lo..hi; takes it as the flow's key.
+ * 1 found (f->seq is the record's number), 0 not. */
+int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi) {
+    return match(t, f, labels, mark, rec, total, lo, hi, 0);
+}
+
+int as_match_far(as_tls *t, as_flow *f, uint32_t labels, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi) {
+    as_mark done = f->farther;
+    int ok = 0;
+    if (f->far >= FAR_ALL || hi <= lo + FEW)
+        return 0;
+    for (uint64_t reach = 1 << 12; !ok && reach <= FAR; reach <<= 4) { /* most are young: all secrets with small numbers first */
+        f->farther = done;
+        ok = match(t, f, labels, &f->farther, rec, total, lo, hi < lo + reach ? hi : lo + reach, 1);
+    }
+    return ok;
 }

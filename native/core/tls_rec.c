@@ -26,7 +26,11 @@ static long shut(as_tls *t, as_flow *f, size_t total, enum as_tls_reason why, co
 
 /* The secret is not there: wait for it, or, when that was given up, close the record. */
 static long wait_or_shut(as_tls *t, as_flow *f, size_t total, const as_meta *m) {
-    return f->lost ? shut(t, f, total, f->lost_reason, m) : AS_R_BLOCK;
+    if (!f->lost)
+        return AS_R_BLOCK;
+    if (f->resync) /* perhaps it was no record: what did not open it may open the next one */
+        memset(&f->mark, 0, sizeof f->mark);
+    return shut(t, f, total, f->lost_reason, m);
 }
 
 static long end_of_flow(as_tls *t, as_flow *f, size_t total, const as_meta *m) { /* close_notify */
@@ -138,7 +142,8 @@ static long acquire(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size_
         t->ee_lost = 1;
         return handshake(f, (size_t)off);
     default:
-        if (as_match(t, f, as_labels(t, f, AS_P_APP), &f->mark, p, total, lo, hi))
+        if (as_match(t, f, as_labels(t, f, AS_P_APP), &f->mark, p, total, lo, hi) ||
+            as_match_far(t, f, as_labels(t, f, AS_P_APP), p, total, lo, hi))
             return 0;
         return wait_or_shut(t, f, total, m);
     }
@@ -200,9 +205,14 @@ static long inside13(as_tls *t, as_flow *f, size_t total, const uint8_t *out, si
 }
 
 static long plain_record(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size_t avail, const as_meta *m);
+static long record12(as_tls *t, as_flow *f, const uint8_t *p, size_t total, const as_meta *m);
 
 static long record13(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size_t avail, const as_meta *m) {
     long n, r;
+    if (t->info.version == 0x0303 && !f->have) { /* joined late, and the other flow told the version */
+        f->phase = AS_P_ENC12;
+        return record12(t, f, p, total, m);
+    }
     if (f->resync && p[0] != T_DATA)
         return AS_R_NOT;
     if (p[0] == T_CCS && total == 6) /* compatibility: no record number */
@@ -220,6 +230,10 @@ static long record13(as_tls *t, as_flow *f, const uint8_t *p, size_t total, size
     if (!f->have) {
         if ((r = acquire(t, f, p, total, avail, m)) != 0)
             return r;
+        if (!f->aead.suite->v13) {
+            f->phase = AS_P_ENC12;
+            return record12(t, f, p, total, m);
+        }
     } else if ((f->uncertain || f->resync) && !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) &&
                (r = recover(t, f, p, total, m)) != 0) {
         return r;
@@ -261,8 +275,11 @@ static long record12(as_tls *t, as_flow *f, const uint8_t *p, size_t total, cons
     }
     if (!f->have) {
         uint64_t hi = f->uncertain || f->resync ? f->seq_hi : f->seq;
-        if (!as_match(t, f, as_labels(t, f, AS_P_ENC12), &f->mark, p, total, f->seq, hi))
+        if (!as_match(t, f, as_labels(t, f, AS_P_ENC12), &f->mark, p, total, f->seq, hi)) {
+            if (f->resync)
+                memset(&f->mark, 0, sizeof f->mark);
             return f->lost ? shut12(t, f, p, total, f->lost_reason, m) : AS_R_BLOCK;
+        }
     } else if ((f->uncertain || f->resync) && !as_range(t, f, f->cell, &f->aead, p, total, f->seq, f->seq_hi, &f->seq) &&
                f->resync) {
         return AS_R_NOT;
@@ -344,7 +361,7 @@ static long plain_record(as_tls *t, as_flow *f, const uint8_t *p, size_t total, 
     } else if (v && v != 0x0304) {
         f->phase = AS_P_ENC12; /* its ChangeCipherSpec was lost */
         f->uncertain = 1;
-    } else if (!v && !t->hello_lost) { /* joined late */
+    } else if (!v && (t->late || !t->hello_lost)) { /* joined late */
         f->phase = AS_P_APP;
         f->uncertain = 1;
         f->seq_hi = AS_SEQ_ANY;

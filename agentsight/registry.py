@@ -20,6 +20,8 @@ BUILTIN: dict[str, tuple[tuple[str, str], ...]] = {
         ("process", "agentsight.cli.process:process"),
         ("stdio", "agentsight.cli.stdio:stdio"),
         ("replay", "agentsight.cli.replay:replay"),
+        ("discover", "agentsight.cli.discover:discover"),
+        ("doctor", "agentsight.cli.doctor:doctor"),
         ("debug", "agentsight.cli.debug:debug"),
     ),
     "analyzers": (

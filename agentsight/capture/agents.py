@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentsight.capture import hostfile
+
 METADATA_MAX = 1 << 20  # bytes read of a package.json or METADATA
 UPWARD = 8  # directories from a file to its package.json
 
@@ -149,8 +151,7 @@ def version_in_venv(venv: Path, agent: Agent) -> str | None:
 def read_json(path: Path) -> dict[str, object]:
     """A small JSON object from a file; empty where there is none that can be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as f:
+        with open(hostfile.open_file(str(path)), "rb") as f:
             value = json.loads(f.read(METADATA_MAX))
     except (OSError, ValueError, RecursionError):
         return {}

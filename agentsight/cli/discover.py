@@ -35,7 +35,8 @@ NO_STACK = "no TLS stack was found that we have a probe for: its TLS bytes will 
 def discover(as_json: bool, paths: tuple[str, ...]) -> int:
     """Show which agents and TLS stacks are on this host, running or installed, and how each would be attached.
 
-    Reads files, executes nothing. Without root it shows what this user may see, and says what it could not look at.
+    Reads files and executes none of what it finds. Without root it shows what this user may see, and says what it could not
+    look at.
     """
     report = collect(paths)
     if as_json or not os.isatty(1):

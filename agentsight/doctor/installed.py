@@ -10,10 +10,13 @@ import platform
 import pwd
 import shlex
 import shutil
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from agentsight.capture import hostfile
 from agentsight.capture.agents import AGENTS, Agent, by_command, by_package, by_place, read_json, version_in_venv, version_of
 from agentsight.doctor.survey import Looked, Survey, is_program, settle
 
@@ -103,9 +106,12 @@ class Finder:
         places = [start]
         for package in platform_packages:
             places += [d for d in (root / package, root / name / "node_modules" / package) if d.is_dir()]
-        looked = settle(self.survey.program(path) for place in places for path in _binaries(place))
+        binaries = [list(_binaries(place)) for place in places]
+        looked = settle(self.survey.program(path) for paths in binaries for path in paths)
         script = _script_of(manifest, start, agent)
-        if any(file.holds for file in looked):
+        # a launcher in JavaScript with the program in a platform package, or the program itself
+        native = any("." not in os.path.basename(path) for paths in binaries[1:] for path in paths)
+        if native or (script is not None and is_program(str(script))):
             return Installed(agent.name, str(script or start), version, f"npm {name}", None, tuple(looked))
         return self._script(agent, str(script or start), version, f"npm {name}", "node", looked)
 
@@ -173,16 +179,25 @@ class Finder:
 def python_tls(program: str, libraries: dict[str, str]) -> list[str]:
     """The files in which an interpreter's ``ssl`` module has its TLS: itself, or the libssl that it is linked with."""
     from elftools.common.exceptions import ELFError
+    from elftools.elf.dynamic import DynamicSection
     from elftools.elf.elffile import ELFFile
 
     found = []
     name = os.path.basename(program)
     for module in sorted((Path(program).parent.parent / "lib" / name / "lib-dynload").glob("_ssl*.so")):
         try:
-            with module.open("rb") as f:
+            with open(hostfile.open_file(str(module)), "rb") as f:
                 dynamic = ELFFile(f).get_section_by_name(".dynamic")
-                needed = [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")] if dynamic is not None else []
-        except (OSError, ELFError):
+                tags: list[Any] = list(dynamic.iter_tags("DT_NEEDED")) if isinstance(dynamic, DynamicSection) else []
+                needed = [str(tag.needed) for tag in tags]
+        except (
+            OSError,
+            ELFError,
+            ValueError,
+            TypeError,
+            LookupError,
+            struct.error,
+        ):  # whatever a damaged file does to the reader
             continue
         own = [str(Path(program).parent.parent / "lib" / n) for n in needed if n.startswith("libssl")]
         system = [libraries[n] for n in needed if n in libraries]
@@ -193,7 +208,7 @@ def python_tls(program: str, libraries: dict[str, str]) -> list[str]:
 def interpreter_of(path: str) -> str | None:
     """The program that a script's first line names; None where it has no such line."""
     try:
-        with open(path, "rb") as f:
+        with open(hostfile.open_file(path), "rb") as f:
             first = f.read(512).split(b"\n", 1)[0]
     except OSError:
         return None

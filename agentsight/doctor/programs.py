@@ -59,15 +59,17 @@ def _failed_group(name: str, problem: str, failed: dict[str, str], sudo: str) ->
 def _probes(make: Callable[..., Any], common: dict[str, Any], sudo: str) -> list[Line]:
     """A probe at the first instruction of a program of ours: as multi link where the kernel has it, and as a single one."""
     path = gate.helper()
-    lines = []
-    problems = []
+    try:
+        place = (entry_offset(path), 0)
+    except (OSError, ValueError) as e:
+        return [Line(GROUP, "probe", SKIP, f"{path}: {e}", "pip install --force-reinstall agentsight")]
+
+    def attach(capture: Any) -> None:
+        capture.attach_secret(path, [place])
+
+    lines, problems = [], []
     for name, single in (("probe", False), ("probe (single)", True)):
-        try:
-            offset = entry_offset(path)
-        except (OSError, ValueError) as e:
-            return [Line(GROUP, name, SKIP, f"{path}: {e}", "pip install --force-reinstall agentsight")]
-        options = {**common, **_OFF, "want_io": True, "single_probes": single}
-        problem = _try(make, options, lambda capture, at=offset: capture.attach_secret(path, [(at, 0)]))
+        problem = _try(make, {**common, **_OFF, "want_io": True, "single_probes": single}, attach)
         if problem is None:
             lines.append(Line(GROUP, name, OK, "an entry uprobe was attached and taken away"))
         else:

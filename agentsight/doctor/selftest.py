@@ -81,7 +81,7 @@ def check(sudo: str) -> list[Line]:
 
 def _line(result: Result, where: str, sudo: str) -> Line:
     name, c = f"{result.client.name} {where}", result.connection
-    report = f"send the output of: {sudo.replace(' doctor', ' -v doctor')}"
+    report = f"report it with the output of: {sudo} --json"
     if result.served is None:
         text = result.problem or "the client made no request"
         return Line(GROUP, name, WARN, f"not tested: {text}", f"try it by hand: {result.client.program} --version")

@@ -81,11 +81,13 @@ class Survey(Discovery):
 
     def running(self, pid: int) -> list[Looked]:
         """The program and the libraries of a process that hold a stack."""
-        if os.geteuid() != 0 and not os.access(f"/proc/{pid}/maps", os.R_OK):
-            self.hidden += 1
+        try:
+            os.readlink(f"/proc/{pid}/exe")
+        except PermissionError:
+            process = procfs.proc(pid)
+            self.hidden += process is not None and not process.kernel
             return []
-        if not procfs.exe(pid):
-            self.hidden += os.path.exists(f"/proc/{pid}/exe")
+        except OSError:  # a kernel thread, or gone
             return []
         return settle(self._ask(file) for file in self._of_process(pid))
 

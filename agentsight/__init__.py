@@ -4,7 +4,6 @@ The public names are imported on first use, so that `import agentsight` costs no
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,10 +13,7 @@ if TYPE_CHECKING:
     from agentsight.runners import AgentRunner, ProcessRunner, ReplayRunner, SslRunner, StdioRunner
     from agentsight.sinks.jsonl import FileLogger
 
-try:
-    __version__ = version("agentsight")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 _PUBLIC = {  # name: module that has it
     "AgentRunner": "agentsight.runners",
@@ -48,6 +44,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("agentsight")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -41,7 +41,7 @@ class Options:
     raw_data: bool = False  # raw bytes inside HTTP events
     handshakes: bool = False
     max_bytes: int = 0  # shown per raw event; 0: all
-    openssl: bool = True
+    without_tls: tuple[str, ...] = ()  # TLS stacks whose secrets are not taken
     plain_http: tuple[int, ...] | None = None  # ports looked at for HTTP without TLS; empty: any; None: none
     ssl_uid: int | None = None
 

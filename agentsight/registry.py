@@ -7,7 +7,6 @@ A built-in is one line in a tuple here. Others are Python entry points in the gr
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from agentsight.errors import UsageError
@@ -48,6 +47,8 @@ def load(group: str, name: str) -> Any:
         if known == name:
             module, _, attribute = where.partition(":")
             return getattr(import_module(module), attribute)
+    from importlib.metadata import entry_points  # slow to import, rarely wanted
+
     for point in entry_points(group=f"agentsight.{group}", name=name):
         return point.load()
     raise UsageError(f"there is no {group.removesuffix('s')} {name!r}")

@@ -24,6 +24,7 @@ from agentsight.errors import CaptureError, CaptureFileError, TargetError
 from agentsight.events import Event, ProcessEvent
 from agentsight.options import Options
 from agentsight.sinks import files
+from agentsight.tls import TlsStack, select
 
 READ_SECONDS = 0.1
 TICK_SECONDS = 1.0
@@ -68,8 +69,9 @@ class LiveSource:
         capture = self._capture = Capture(**self._capture_options())
         self.priority = Priority(capture)
         capture.exclude(os.getpid())
-        if options.ssl and options.openssl:
-            self._attach(capture)
+        stacks = select(without=options.without_tls)
+        if options.ssl and stacks:
+            self._attach(capture, stacks)
         capture.start()
         if options.stdio and not self._named:
             for dev, ino in audience.objects():
@@ -99,11 +101,10 @@ class LiveSource:
             "log_level": o.verbose,
         }
 
-    def _attach(self, capture: Any) -> None:
+    def _attach(self, capture: Any, stacks: Sequence[TlsStack]) -> None:
         from agentsight.capture.discovery import Discovery
-        from agentsight.tls import STACKS
 
-        attacher = self._attacher = Attacher(capture, Discovery(STACKS))
+        attacher = self._attacher = Attacher(capture, Discovery(stacks))
         if self.options.binary_path is not None:
             if not attacher.file(self.options.binary_path):
                 raise TargetError(f"no known TLS in {self.options.binary_path}: leave --binary-path out to look everywhere")

@@ -14,6 +14,7 @@ import click
 
 from agentsight.errors import UsageError
 from agentsight.options import FORMATS, MAX_LOG_MB, split_names
+from agentsight.tls import STACKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -211,6 +212,13 @@ def max_bytes(f: F) -> F:
     return option(f)
 
 
+def tls_stacks(f: F) -> F:
+    """``--no-NAME`` for each TLS stack in the table."""
+    for stack in reversed(STACKS):
+        f = click.option(f"--no-{stack.name}", is_flag=True, help=f"Do not take secrets from {stack.title or stack.name}.")(f)
+    return f
+
+
 def io_hook(f: F) -> F:
     """Where the kernel copies socket bytes; for tests."""
     return click.option("--io-hook", type=click.Choice(("auto", "sock", "sys_exit")), default="auto", hidden=True)(f)
@@ -222,9 +230,11 @@ def to_changes(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
     for name in ("comms", "stdio_comms"):
         if name in changes:
             changes[name] = split_names(changes[name])
-    for switch, name in (("no_children", "children"), ("disable_auth_removal", "redact"), ("no_openssl", "openssl")):
+    for switch, name in (("no_children", "children"), ("disable_auth_removal", "redact")):
         if switch in changes:
             changes[name] = not changes.pop(switch)
+    switches = {stack.name: f"no_{stack.name}" for stack in STACKS}
+    changes["without_tls"] = tuple(name for name, switch in switches.items() if changes.pop(switch, False))
     changes["verbose"] = int((ctx.find_root().obj or {}).get("verbose", 0))
     if changes.get("rotate_logs") and changes.get("log_file") is None:
         raise UsageError("--rotate-logs needs --log-file PATH")

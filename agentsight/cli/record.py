@@ -35,7 +35,7 @@ Exit status: that of CMD, 128 + N after signal N, 127 not found, 126 not to be r
     help="Captured per call.",
 )
 @params.plain_http
-@click.option("--no-openssl", is_flag=True, help="Do not take secrets from OpenSSL.")
+@params.tls_stacks
 @params.log_output
 @params.capture_output
 @params.io_hook

@@ -27,7 +27,7 @@ Examples:
 @params.max_bytes
 @params.plain_http
 @params.targets
-@click.option("--no-openssl", is_flag=True, help="Do not take secrets from OpenSSL.")
+@params.tls_stacks
 @params.log_output
 @params.capture_output
 @params.io_hook

@@ -65,7 +65,7 @@ def source_options(stdio_default: bool = False) -> Callable[[params.F], params.F
     "--mode", type=click.IntRange(0, 1), default=1, show_default=True, help="Process events of 0: every process, 1: the targets."
 )
 @params.targets
-@click.option("--no-openssl", is_flag=True, help="Do not take secrets from OpenSSL.")
+@params.tls_stacks
 @params.log_output
 @params.capture_output
 @params.io_hook

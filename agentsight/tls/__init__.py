@@ -6,7 +6,6 @@ Third parties add theirs through the entry point group ``agentsight.tls`` (a `Tl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import entry_points
 
 from agentsight.errors import UsageError
 from agentsight.tls.boringssl import BORINGSSL
@@ -40,6 +39,8 @@ def select(*, without: Iterable[str] = (), extra: Iterable[str] = ()) -> tuple[T
 
 
 def _load(name: str) -> TlsStack:
+    from importlib.metadata import entry_points  # slow to import, rarely wanted
+
     for point in entry_points(group=GROUP, name=name):
         stack = point.load()
         if not isinstance(stack, TlsStack):

@@ -12,6 +12,7 @@ from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 BORINGSSL = TlsStack(
     name="boringssl",
+    title="BoringSSL (Bun, Claude Code)",
     id=2,
     libraries=("cygrpc.*.so",),
     executables=True,

@@ -15,6 +15,7 @@ from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 GNUTLS = TlsStack(
     name="gnutls",
+    title="GnuTLS",
     id=3,
     libraries=("libgnutls.so", "libgnutls.so.*", "libgnutls-????????.so*"),
     functions=(

@@ -12,6 +12,7 @@ from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 GO = TlsStack(
     name="go",
+    title="Go programs",
     id=4,
     executables=True,
     functions=(

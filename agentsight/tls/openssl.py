@@ -14,6 +14,7 @@ from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 OPENSSL = TlsStack(
     name="openssl",
+    title="OpenSSL",
     id=1,
     libraries=("libssl.so", "libssl.so.*", "libssl-*.so*", "_rust.abi3.so", "_openssl.abi3.so"),
     executables=True,

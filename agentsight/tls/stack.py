@@ -99,6 +99,7 @@ class TlsStack:
     libraries: tuple[str, ...] = ()
     executables: bool = False
     commands: tuple[str, ...] = ()
+    title: str = ""  # for people; the name where it is not given
 
     def __post_init__(self) -> None:
         if not 1 <= self.id <= 255:

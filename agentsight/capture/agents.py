@@ -16,6 +16,7 @@ from pathlib import Path
 from agentsight.capture import hostfile
 
 METADATA_MAX = 1 << 20  # bytes read of a package.json or METADATA
+INTERPRETERS = ("node", "python", "bun", "deno", "pypy")
 UPWARD = 8  # directories from a file to its package.json
 
 _VERSION = re.compile(r"^v?\d+\.\d+(?:\.\d+)?(?:[-+.][0-9A-Za-z.-]+)?$")
@@ -98,7 +99,7 @@ def by_command(name: str) -> Agent | None:
 
 def of_process(exe: str, argv: Sequence[str]) -> Agent | None:
     """The agent that a process is, by its executable and the first words of its command line; None for any other program."""
-    words = [exe, *argv[:1], *_script(argv)]
+    words = [exe, *argv[:1], *_script(exe, argv)]
     for word in words:
         found = by_package(os.path.realpath(word) if word.startswith("/") else word)
         agent = found[0] if found else by_place(word)
@@ -108,17 +109,19 @@ def of_process(exe: str, argv: Sequence[str]) -> Agent | None:
         agent = by_command(os.path.basename(word))
         if agent is not None:
             return agent
-    return _by_python_script(argv)
+    return _by_python_script(exe, argv)
 
 
-def _script(argv: Sequence[str]) -> list[str]:
-    """The script that an interpreter was given: its first argument that is no option."""
+def _script(exe: str, argv: Sequence[str]) -> list[str]:
+    """The script that an interpreter was given: its first argument that is no option. Others (sh, script, sudo) only start it."""
+    if not os.path.basename(exe or next(iter(argv), "")).startswith(INTERPRETERS):
+        return []
     return next(([word] for word in argv[1:8] if word and not word.startswith("-")), [])
 
 
-def _by_python_script(argv: Sequence[str]) -> Agent | None:
+def _by_python_script(exe: str, argv: Sequence[str]) -> Agent | None:
     """``python /venv/bin/llm``: a name that others have too, beside the metadata of the agent's package."""
-    for word in _script(argv):
+    for word in _script(exe, argv):
         name = os.path.basename(word)
         for agent in AGENTS:
             if name in agent.commands and agent.pypi and version_in_venv(Path(word).parent.parent, agent) is not None:

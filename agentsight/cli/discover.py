@@ -60,7 +60,10 @@ def collect(paths: tuple[str, ...] = (), seconds: float = SEARCH_SECONDS) -> dic
     survey.save()
     missing = [*survey.problems, *finder.problems]
     if survey.hidden:
-        missing.append(f"{survey.hidden} processes of other users were not looked at (needs root: sudo agentsight discover)")
+        remedy = (
+            "needs root: sudo agentsight discover" if os.geteuid() else "this root may not, they may belong to another container"
+        )
+        missing.append(f"{survey.hidden} processes of others ({remedy})")
     if survey.left_out:
         missing.append(f"{survey.left_out} files were not searched: the time for this was used up (run it again)")
     return {
@@ -127,20 +130,14 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Any:
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
-    for name in ("name", "version", "pids", "TLS", "method", "path"):
+    for name in ("name", "version", "pids", "TLS and how it is found", "path"):
         table.add_column(name, overflow="fold")
     for row in rows:
         name = row.get("agent") or os.path.basename(row["path"])
-        tls, method = Text(), Text()
-        for stack in row["stacks"]:
-            tls.append(f"{stack['stack']}\n", style="green")
-            method.append(f"{stack['method']} ({stack['confidence']})\n")
-        for dark in row["dark"]:
-            tls.append(f"{dark['stack'] or '?'}\n", style="red")
-            method.append(f"dark: {dark['reason']}\n", style="red")
-        tls.rstrip()
-        method.rstrip()
-        table.add_row(Text(name), Text(row.get("version") or ""), _pids(row.get("pids", [])), tls, method, Text(row["path"]))
+        good = dict.fromkeys(f"{s['stack']}: {s['method']} ({s['confidence']})" for s in row["stacks"])
+        bad = dict.fromkeys(f"{d['stack'] or 'unknown'}: dark, {d['reason']}" for d in row["dark"])
+        tls = Text("\n").join([*(Text(line, style="green") for line in good), *(Text(line, style="red") for line in bad)])
+        table.add_row(Text(name), Text(row.get("version") or ""), _pids(row.get("pids", [])), tls, Text(row["path"]))
     return table
 
 

@@ -133,11 +133,12 @@ class _Watched:
     def __init__(self, io_hook: str, directory: Path) -> None:
         from agentsight._native.ringbuf import Capture
 
-        options = Options(http=False, sse_merge=False, llm=False)
+        options = self._options = Options(http=False, sse_merge=False, llm=False)
         self.events: list[Event] = []
         self._decoder = make_decoder(options)
         self.capture: Any = Capture(obj=bpf_object(), io_hook=io_hook, ring_bytes=RING_BYTES)
         self._attacher = Attacher(self.capture, Discovery(STACKS))
+        self._directory = directory
         self._shell: subprocess.Popen[bytes] | None = None
         try:
             self.capture.exclude(os.getpid())
@@ -145,16 +146,6 @@ class _Watched:
             self.capture.start()
             self._attacher.open_notes()
             self._attacher.start()
-            self._shell = subprocess.Popen(
-                ["/bin/sh"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=directory,
-                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), "LC_ALL": "C"},
-                start_new_session=True,  # Ctrl-C is ours
-            )
-            self.capture.add_target(self._shell.pid, flags_of(options))
         except BaseException:
             self._end()
             raise
@@ -168,8 +159,8 @@ class _Watched:
     def ask(self, client: Client, server: Server) -> Result:
         """Let the client make its request, and read the capture meanwhile."""
         self._attacher.file(os.path.realpath(client.program))
-        shell = self._shell
-        assert shell is not None and shell.stdin is not None and shell.stdout is not None
+        shell = self._tracked_shell()
+        assert shell.stdin is not None and shell.stdout is not None
         result = Result(client)
         before = len(server.problems)
         shell.stdin.write(f"( {client.command} ) </dev/null >/dev/null 2>&1; echo $?\n".encode())
@@ -179,7 +170,7 @@ class _Watched:
             self._read(0.02)
             if time.monotonic() > end:
                 result.problem = f"it did not end within {CLIENT_SECONDS:.0f} s"
-                os.killpg(shell.pid, 9)  # the shell's own session: the client and the shell
+                self._end_shell()
                 break
         else:
             status = os.read(shell.stdout.fileno(), 64).decode("ascii", "replace").strip()
@@ -215,12 +206,30 @@ class _Watched:
         if execs:
             self._attacher.again(execs)
 
-    def _end(self) -> None:
-        shell = self._shell
+    def _tracked_shell(self) -> subprocess.Popen[bytes]:
+        """The shell that starts the clients: a new one where a client had to be ended."""
+        if self._shell is None:
+            self._shell = subprocess.Popen(
+                ["/bin/sh"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=self._directory,
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory), "LC_ALL": "C"},
+                start_new_session=True,  # Ctrl-C is ours
+            )
+            self.capture.add_target(self._shell.pid, flags_of(self._options))
+        return self._shell
+
+    def _end_shell(self) -> None:
+        shell, self._shell = self._shell, None
         if shell is not None:
             if shell.poll() is None:
-                os.killpg(shell.pid, 9)
+                os.killpg(shell.pid, 9)  # a session of its own: it and the client
             shell.communicate()
+
+    def _end(self) -> None:
+        self._end_shell()
         self._attacher.stop()
         self.capture.stop()
         while (batch := self.capture.read(0)) is not None:

@@ -7,6 +7,7 @@ once. After `seconds` no further file is searched, and what was left out is told
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from agentsight.capture.scancache import DEFAULT_DIR, Entry, FileKey, Miss
 from agentsight.tls import STACKS
 
 CONFIDENCE = {"dynsym": "certain", "symtab": "certain", "debug": "certain", "gopclntab": "certain", "xref": "high"}
+NO_PROBE = "it is in this file and there is no probe for it: what goes through it will be counted as dark"
+# name (of the stack that would have a probe), what it leaves in a program: the path of its sources in messages
+FOREIGN = (("rustls", b"/rustls-"),)
+WINDOW = 1 << 20
+RODATA_MAX = 128 << 20
 TIME_IS_UP = "not searched: the time for this was used up (run it again)"
 
 
@@ -37,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """One file. `dark`: stack (empty: unknown) and why there is no probe. `doubt`: only its name speaks for a stack."""
+    """One file. `dark`: each stack without a probe, and why. `doubt`: only its name speaks for a stack."""
 
     path: str
     build_id: str = ""
@@ -61,6 +67,7 @@ class Survey(Discovery):
         self.left_out = 0  # files not searched since time was up
         self._end = time.monotonic() + seconds
         self._known_files: dict[FileKey, Entry] = {}
+        self._foreign: dict[FileKey, tuple[str, ...]] = {}
 
     def program(self, path: str) -> Looked:
         """What a program or library on disk holds."""
@@ -111,7 +118,8 @@ class Survey(Discovery):
         # as a capture tells it: labels alone do not tell stacks with equal labels apart
         likely = [m for m in entry.misses if m.likely and (m.stack in file.stacks or not file.stacks)]
         named = [] if places or likely else [m for m in entry.misses if m.stack in file.stacks]
-        return Looked(file.display, entry.build_id, places, _by_reason(likely), _by_reason(named), entry.status)
+        dark = _by_reason(likely) + tuple((name, NO_PROBE) for name in self._foreign.get(entry.key, ()))
+        return Looked(file.display, entry.build_id, places, dark, _by_reason(named), entry.status)
 
     def _entry(self, file: _File) -> Entry | None:
         try:
@@ -133,12 +141,48 @@ class Survey(Discovery):
                     return _LATE
                 entry = self._search(key, fd)
             self._known_files[key] = entry
+            if not file.stacks and not entry.status and time.monotonic() < self._end:
+                self._foreign[key] = foreign(fd)
             return entry
         finally:
             os.close(fd)
 
 
 _LATE = Entry(FileKey(0, 0, 0, 0, 0), "", TIME_IS_UP, (), (), "")
+
+
+def foreign(fd: int) -> tuple[str, ...]:
+    """Stacks in an ELF file that we know of but have no probe for, by what they leave in its read-only data.
+
+    A hint, not a proof: a build that hides its source paths leaves nothing. Memory: one window of 1 MiB.
+    """
+    missing = [(name, mark) for name, mark in FOREIGN if not any(stack.name.startswith(name) for stack in STACKS)]
+    if not missing:
+        return ()
+    offset, size = _read_only_data(fd)
+    end = offset + min(size, RODATA_MAX)
+    found: set[str] = set()
+    longest = max(len(mark) for _, mark in missing)
+    while offset < end and len(found) < len(missing):
+        window = os.pread(fd, min(WINDOW + longest, end - offset), offset)
+        if not window:
+            break
+        found.update(name for name, mark in missing if mark in window)
+        offset += WINDOW
+    return tuple(name for name, _ in missing if name in found)
+
+
+def _read_only_data(fd: int) -> tuple[int, int]:
+    """Offset and size of a file's .rodata; nothing where it has none or is damaged."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        with open(fd, "rb", closefd=False) as f:
+            section = ELFFile(f).get_section_by_name(".rodata")
+            return (int(section["sh_offset"]), int(section["sh_size"])) if section is not None else (0, 0)
+    except (OSError, ELFError, ValueError, TypeError, LookupError, struct.error):  # whatever a damaged file does to the reader
+        return 0, 0
 
 
 def _by_reason(misses: Iterable[Miss]) -> tuple[tuple[str, str], ...]:

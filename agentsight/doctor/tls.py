@@ -30,7 +30,7 @@ def check(survey: Survey) -> list[Line]:
 def _unseen(survey: Survey, finder: Finder) -> list[Line]:
     lines = [Line("agents", "cannot be told", SKIP, problem) for problem in (*survey.problems, *finder.problems)]
     if survey.hidden:
-        lines.append(Line("agents", "other users", SKIP, f"{survey.hidden} processes were not looked at", "run as root"))
+        lines.append(Line("agents", "others", SKIP, f"{survey.hidden} processes were not looked at: not allowed"))
     return lines
 
 
@@ -43,5 +43,7 @@ def _line(group: str, name: str, files: tuple[Looked, ...] | list[Looked]) -> Li
     dark = [f"{stack or 'unknown TLS'}: {reason}" for f in files for stack, reason in f.dark]
     dark += [f"{f.path}: {f.error}" for f in files if f.error]
     if places:
+        if dark:
+            return Line(group, name, WARN, ", ".join(dict.fromkeys(places)) + "; but " + "; ".join(dict.fromkeys(dark)), SEE)
         return Line(group, name, OK, ", ".join(dict.fromkeys(places)))
     return Line(group, name, WARN, "; ".join(dark) or "no TLS stack was found that we have a probe for", SEE)

@@ -12,7 +12,7 @@ import pytest
 from kernel.harness import AGENTSIGHT, run
 
 from agentsight.capture.discovery import Discovery
-from agentsight.doctor import selftest
+from agentsight.doctor import clients, selftest
 from agentsight.doctor.clients import Client
 from agentsight.doctor.server import ANSWER, Server
 from agentsight.tls import Arguments, KeylogFunction, Reg, TlsStack
@@ -72,15 +72,17 @@ def test_the_self_test_fails_where_the_stack_is_not_found(monkeypatch: pytest.Mo
     assert line.status == "fail" and line.text.startswith("0 of ") and line.fix
 
 
-def test_a_client_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    hanging = Client("sleeper", "none", "sleep 1000", "/bin/sleep")
-    monkeypatch.setattr(selftest, "present", lambda port: [hanging])
-    monkeypatch.setattr(selftest, "CLIENT_SECONDS", 1.0)
+def test_a_client_that_hangs_is_ended_and_the_next_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = Client("sleeper", "none", "sleep 98761", "/bin/sleep")
+    real = clients.present
+    monkeypatch.setattr(selftest, "present", lambda port: [hanging, real(port)[0]])
+    monkeypatch.setattr(selftest, "CLIENT_SECONDS", 2.0)
     since = time.monotonic()
-    result = selftest.measure("auto", only=("sleeper",)).results[0]
+    first, second = selftest.measure("auto", only=("sleeper", "python")).results
     assert time.monotonic() - since < 20
-    assert result.served is None and "did not end" in result.problem
-    assert subprocess.run(["pgrep", "-fx", "sleep 1000"], capture_output=True, check=False).stdout == b""
+    assert first.served is None and "did not end" in first.problem
+    assert subprocess.run(["pgrep", "-fx", "sleep 98761"], capture_output=True, check=False).stdout == b""
+    assert second.equal
 
 
 def test_the_server_is_reached_on_loopback_only() -> None:

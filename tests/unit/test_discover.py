@@ -14,6 +14,7 @@ from agentsight.capture import agents
 from agentsight.cli import discover as command
 from agentsight.cli import main
 from agentsight.doctor import installed, running
+from agentsight.doctor import survey as survey_module
 from agentsight.doctor.installed import Finder, Installed
 from agentsight.doctor.survey import TIME_IS_UP, Survey
 
@@ -184,6 +185,17 @@ def test_a_dark_native_agent_is_not_given_the_stack_of_node(survey: Survey, prog
     assert (found.runs_on, found.files) == (None, ())
 
 
+def test_a_stack_without_a_probe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(survey_module, "FOREIGN", (("newtls", b"/newtls-"), ("othertls", b"/othertls-"), ("openssl", b"program")))
+    path = tmp_path / "agent"
+    text = 'const char *where(void) { return "/src/newtls-0.1/conn.rs"; }\n'
+    line = ["gcc", "-O1", "-w", "-DWITH_TLS", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(line, input=(text + SOURCE).encode(), check=True, timeout=120)
+    looked = Survey(30, cache_dir=None).program(str(path))
+    assert [p.stack for p in looked.places] == ["openssl"], "what has a probe keeps it"
+    assert looked.dark == (("newtls", survey_module.NO_PROBE),)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_processes_of_others_are_counted_as_not_looked_at() -> None:
     read_end, write_end = os.pipe()
@@ -247,6 +259,8 @@ def test_processes_of_one_program_are_one_row(programs: dict[bool, Path], tmp_pa
         ("/x/node_modules/opencode-linux-x64/bin/opencode", ["opencode"], "opencode"),
         ("/usr/bin/python3", ["python3", "/opt/bin/aider"], "aider"),
         ("/usr/bin/copilot", ["copilot"], None),
+        ("/usr/bin/script", ["script", "-qc", "/x/node_modules/.bin/claude"], None),
+        ("/usr/bin/sudo", ["sudo", "/usr/bin/claude"], None),
         ("/usr/bin/node", ["node", "server.js"], None),
         ("/x/node_modules/@anthropic-ai/sdk/index.js", ["node"], None),
         ("", [], None),

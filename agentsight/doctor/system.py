@@ -12,6 +12,7 @@ from agentsight.doctor.lines import FAIL, OK, SKIP, WARN, Line
 
 BTF = "/sys/kernel/btf/vmlinux"
 LOCKDOWN = "/sys/kernel/security/lockdown"
+UNPRIVILEGED = "/proc/sys/kernel/unprivileged_bpf_disabled"
 BTF_MAX = 64 << 20
 MEMORY_WISH = 512 << 20  # the arena's bound of 256 MiB, the ring, the interpreter, and bodies that are put together
 LOCK_WISH = 4 << 20  # the exec gate and the secrets
@@ -39,6 +40,7 @@ class Host:
     meminfo: bytes = field(default_factory=lambda: procfs.read("/proc/meminfo", 8192))
     cgroup_max: bytes = field(default_factory=lambda: _cgroup_memory())
     lock_limit: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
+    unprivileged: str = field(default_factory=lambda: procfs.read(UNPRIVILEGED, 16).decode("ascii", "replace").strip())
     tracefs: bool = field(default_factory=lambda: os.path.exists("/sys/kernel/tracing/events"))
     sudo: str = ""  # the line that runs this again as root
 
@@ -61,6 +63,9 @@ def check(host: Host) -> list[Line]:
         *_features(host),
         *_memory(host),
         _tracefs(host),
+        _line(
+            "unprivileged_bpf", OK, f"kernel.unprivileged_bpf_disabled is {host.unprivileged or 'not there'}; it does not matter"
+        ),
     ]
 
 
@@ -123,7 +128,7 @@ def _features(host: Host) -> list[Line]:
         lines.append(_line("uretprobes", OK, text))
     why = gate.available()
     if why is None:
-        lines.append(_line("exec gate", OK, "fanotify permission marks work"))
+        lines.append(_line("exec gate", OK, "permission marks on exec can be set"))
     else:
         fix = f"run as root: {host.sudo}" if "CAP_" in why else "use a kernel built with CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y"
         lines.append(_line("exec gate", WARN, f"{why}; the first handshake of a binary that is new to us can be missed", fix))

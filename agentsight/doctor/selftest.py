@@ -71,6 +71,10 @@ def check(sudo: str) -> list[Line]:
         run = measure("auto")
         lines += [_line(result, f"at {run.hook}", sudo) for result in run.results]
         lines += [Line(GROUP, name, SKIP, why) for name, why in run.skipped]
+        if not any(result.served for result in run.results):
+            text = "no client reached the server on 127.0.0.1: nothing was proven"
+            lines.append(Line(GROUP, "loopback", FAIL, text, "ip link set lo up; then see the lines above"))
+            return lines
         if run.hook == "sock":
             other = measure("sys_exit", only=("python",))
             lines += [_line(result, f"at {other.hook}", sudo) for result in other.results]

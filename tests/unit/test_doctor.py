@@ -246,6 +246,13 @@ def test_verdicts_of_the_self_test() -> None:
     assert silent.status == WARN and "exit status 7" in silent.text
 
 
+def test_a_self_test_in_which_nothing_was_said_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = selftest.Run([Result(CLIENT, problem="exit status 7")], "sock", [("go", "no compiler")])
+    monkeypatch.setattr(selftest, "measure", lambda hook, only=(): run)
+    lines = selftest.check(SUDO)
+    assert [line.status for line in lines] == [WARN, SKIP, FAIL] and "lo up" in lines[-1].fix
+
+
 def test_the_exit_status_says_whether_it_can_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for worst, expected in ((OK, 0), (WARN, 0), (SKIP, 0), (FAIL, 1)):
         lines = [Line("system", "kernel", OK, "6.12"), Line("system", "thing", worst, "text", "do this")]

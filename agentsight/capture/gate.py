@@ -28,6 +28,7 @@ from agentsight.errors import CaptureError
 
 DEADLINE = 2.0  # seconds that a process waits at most for one file
 START_SECONDS = 5.0
+LOOK_MS, STILL_LOOKS = 400, 4  # how often we look whether the gate moves, and when it is taken for dead
 MAX_PROBLEMS = 16
 MOUNTINFO_MAX = 4 << 20
 
@@ -292,24 +293,29 @@ class Gate:
         with open("/proc/self/mountinfo", "rb") as mountinfo:
             poll.register(mountinfo, select.POLLPRI)  # something was mounted
             try:
-                while True:
-                    for fd, _ in poll.poll():
+                beats = still = 0
+                while still < STILL_LOOKS:
+                    events = poll.poll(LOOK_MS)
+                    for fd, _ in events:
                         if fd == sock.fileno():
                             self._receive(sock)
                         else:
                             self._cover("self")
+                    now = self.counters()["beats"]
+                    beats, still = now, 0 if events or now != beats else still + 1
+                # neither the gate nor its watchdog moves, and its watchdog takes it along: killed below
             except (EOFError, OSError):
-                pass  # the gate is gone; it says why in the shared page
-        self._reap()
+                still = 0  # the gate is gone; it says why in the shared page
+        self._reap(0.0 if still else START_SECONDS)
         if not self._stopping and self._on_end is not None:
             self._on_end(self._why())
 
-    def _reap(self) -> None:
+    def _reap(self, seconds: float = START_SECONDS) -> None:
         with self._ending:
             process = self._process
             if process is not None and process.returncode is None:
                 try:
-                    process.wait(START_SECONDS)
+                    process.wait(seconds)
                 except subprocess.TimeoutExpired:  # it takes the other one with it
                     process.kill()
                     process.wait()

@@ -16,7 +16,8 @@
  *   - when it ends, by whatever, the kernel closes the group and lets everybody run. It ends when its parent does;
  *   - it is two processes: this one is the watchdog and the parent of the gate. It kills the gate when somebody stops it (known
  *     at once) or when it hangs (known within about a second); it holds no descriptor of the group itself. The gate ends
- *     when the watchdog dies or is stopped. Stopping both in the same moment, or freezing their cgroup, is beyond it.
+ *     when the watchdog dies or is stopped. Where both are stopped in the same moment the parent kills them; freezing
+ *     all three (their cgroup) is beyond it.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -266,6 +266,19 @@ def test_everybody_runs_when_the_gate_is_hurt(
         assert looker.ended == [why]
 
 
+def test_everybody_runs_when_gate_and_watchdog_are_stopped_together(new: Callable[..., str], tmp_path: Path) -> None:
+    looker = Looker(tmp_path)
+    with gating(looker) as gate:
+        took(new())
+        pids = gate.pids
+        for pid in reversed(pids):  # the watchdog first: it would notice
+            stop(pid)
+        assert 0.5 < took(new()) < 3.0
+        wait_for(lambda: looker.ended)
+        assert not gate.running
+    wait_for(lambda: not any(procfs.proc(pid) for pid in pids), 2)
+
+
 PARENT = """
 import sys, time
 from agentsight.capture.gate import Gate, name_of
@@ -372,7 +385,7 @@ def test_nothing_is_left_open_or_running(new: Callable[..., str], tmp_path: Path
         for pid in pids:
             resident = next(line for line in procfs.read(f"/proc/{pid}/status", 8192).splitlines() if line.startswith(b"VmRSS"))
             assert int(resident.split()[1]) < 4096  # KiB
-    assert not any(procfs.proc(pid) for pid in pids)
+    wait_for(lambda: not any(procfs.proc(pid) for pid in pids), 2)
     assert sorted(os.listdir("/proc/self/fd")) == before
     gate.stop()
 

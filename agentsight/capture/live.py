@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agentsight.capture import audience, procfs, rights
+from agentsight.capture.atexec import AtExec
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, programs
 from agentsight.capture.priority import Priority
@@ -48,6 +49,7 @@ class LiveSource:
         self._capture: Any = None
         self._writer: Any = None
         self._attacher: Attacher | None = None
+        self._at_exec: AtExec | None = None
         self._targets = Targets(options, own=[child.pid] if child else ())
         program = options.binary_path is not None and is_program(options.binary_path)
         self._named = bool(options.pids or options.comms or child or program)  # else every process (of a user) is watched
@@ -84,7 +86,21 @@ class LiveSource:
         if self._attacher is not None:
             if options.binary_path is None:
                 self._attacher.look(self._targets.pids)
+                self._hold(capture)
             self._attacher.start()
+
+    def _hold(self, capture: Any) -> None:
+        """While a tree is watched, its new programs wait until they were looked at. Of the host at large nobody is held."""
+        if self._attacher is None or not self._named:
+            return
+        self._at_exec = AtExec(self._attacher)
+        # whether a name is meant is known at the exec only: then whoever starts an unknown program waits
+        self._at_exec.start(None if self.options.comms else capture.targets_fd, self._targets.pids)
+
+    def _let_go(self) -> None:
+        if self._at_exec is not None:
+            self.problems += self._at_exec.stop()
+            self._at_exec = None
 
     def _capture_options(self) -> dict[str, Any]:
         o = self.options
@@ -229,6 +245,7 @@ class LiveSource:
         yield from self._drain(capture)
 
     def _drain(self, capture: Any) -> Iterator[Any]:
+        self._let_go()
         if self._attacher is not None:
             self._attacher.stop()
         self._note({"kind": "end"})
@@ -280,6 +297,7 @@ class LiveSource:
 
     def close(self) -> None:
         """Detach everything. Harmless twice."""
+        self._let_go()
         if self._attacher is not None:
             self._attacher.stop()
         if self._capture is not None and not self._ended:

@@ -28,6 +28,7 @@ from agentsight.errors import CaptureError
 
 DEADLINE = 2.0  # seconds that a process waits at most for one file
 START_SECONDS = 5.0
+NICE = -10
 LOOK_MS, STILL_LOOKS = 400, 4  # how often we look whether the gate moves, and when it is taken for dead
 MAX_PROBLEMS = 16
 MOUNTINFO_MAX = 4 << 20
@@ -288,6 +289,10 @@ class Gate:
     def _work(self) -> None:
         sock = self._socket
         assert sock is not None
+        try:  # somebody waits for this thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        except PermissionError:
+            pass  # then in its turn
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         with open("/proc/self/mountinfo", "rb") as mountinfo:

@@ -194,7 +194,9 @@ enum as_reg {
 #define AS_COOKIE_SECRET_LEN(c) (((c) >> 20) & 0xf) /* its length */
 #define AS_COOKIE_ARG1(c) (((c) >> 24) & 0xf)       /* what groups a connection's secrets */
 #define AS_COOKIE_RANDOM(c) (((c) >> 28) & 0xf)     /* pointer to the 32-byte client random; AS_R_NONE: not there */
-#define AS_COOKIE_KIND(c) (((c) >> 32) & 0xf)       /* 0: key-log function; 1: HKDF expand with "tls13 key" info (later) */
+#define AS_COOKIE_KIND(c) (((c) >> 32) & 0xf)       /* AS_PROBE_* */
+#define AS_PROBE_KEYLOG 0 /* a key-log function: it is told label and secret */
+#define AS_PROBE_EXPAND 1 /* HKDF-Expand: "label" is its info; where that asks for a record key, the secret is TRAFFIC_SECRET */
 
 /* ---- processes ---- */
 #define AS_COMM_LEN 16

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
  *
  * TLS secrets: a probe at the entry of the one function that each TLS stack hands them to. Where the arguments are is said by
- * the probe's cookie (AS_COOKIE_*), so one program serves every stack.
+ * the probe's cookie (AS_COOKIE_*), so one program serves every stack. A stack without such a function derives its keys from each
+ * traffic secret with HKDF-Expand-Label(secret, "key", "", n) (RFC 8446 7.3): there the info that names the derivation stands in
+ * the label's place, all other derivations are passed over, and what is expanded is the secret.
  *
  * Two copies: for a multi link (6.6 on) one that may sleep, so that a label on a page that is not there yet is brought in; for
  * single probes one that may not.
@@ -42,20 +44,37 @@ static __always_inline long read_user(void *to, u32 n, u64 from, bool may_sleep)
     return may_sleep ? bpf_copy_from_user(to, n, (void *)from) : -14;
 }
 
+/* Whether a HkdfLabel (RFC 8446 7.1) derives a record key: of 16 or 32 bytes, by the label "key" and nothing else. */
+static __always_inline bool is_record_key(u64 info, bool may_sleep) {
+    union { /* laid so that eight bytes of the label are one aligned word: memcmp of nine would be a call */
+        u8 b[24];
+        u64 w[3];
+    } u = {};
+    u64 want;
+    __builtin_memcpy(&want, "tls13 ke", 8);
+    if (read_user(u.b + 5, 12, info, may_sleep))
+        return false;
+    return u.b[5] == 0 && (u.b[6] == 16 || u.b[6] == 32) && u.b[7] == 9 && u.w[1] == want && u.b[16] == 'y';
+}
+
 static __always_inline int secret(struct pt_regs *ctx, bool may_sleep) {
     u64 id = bpf_get_current_pid_tgid();
     u64 cookie, len, from;
     struct as_secret *s;
     struct args a;
+    bool expand;
     u16 flags = 0;
     if (!(tracked(id >> 32) & AS_T_IO))
         return 0;
     cookie = bpf_get_attach_cookie(ctx);
-    if (AS_COOKIE_KIND(cookie))
+    if (AS_COOKIE_KIND(cookie) > AS_PROBE_EXPAND)
         return 0;
+    expand = AS_COOKIE_KIND(cookie) == AS_PROBE_EXPAND;
     read_args(&a, ctx);
     len = a.r[AS_COOKIE_SECRET_LEN(cookie)];
     if (len < 16 || len > AS_SECRET_MAX)
+        return 0;
+    if (expand && ((len != 32 && len != 48) || !is_record_key(a.r[AS_COOKIE_LABEL(cookie)], may_sleep)))
         return 0;
     s = bpf_ringbuf_reserve(&ring, sizeof *s, 0);
     if (!s) {
@@ -78,7 +97,10 @@ static __always_inline int secret(struct pt_regs *ctx, bool may_sleep) {
         goto fault;
 
     from = a.r[AS_COOKIE_LABEL(cookie)];
-    if (AS_COOKIE_LABEL_LEN(cookie) == AS_R_NONE) {
+    if (expand) {
+        __builtin_memcpy(s->label, "TRAFFIC_SECRET", 14);
+        s->label_len = 14;
+    } else if (AS_COOKIE_LABEL_LEN(cookie) == AS_R_NONE) {
         long n = bpf_probe_read_user_str(s->label, sizeof s->label, (void *)from);
         if (n < 0 && may_sleep && !bpf_copy_from_user(s->label, 1, (void *)from)) /* the page is there now */
             n = bpf_probe_read_user_str(s->label, sizeof s->label, (void *)from);

@@ -32,6 +32,8 @@ cdef extern from "elfscan.h" nogil:
         uint32_t never
         int8_t label_reg
         uint8_t go
+        const char *file
+        uint32_t error
     ctypedef struct as_found:
         int how
         uint64_t va

@@ -11,6 +11,8 @@ class Wanted:
     x86-64 register (0 rax, 1 rcx, 2 rdx, 3 rbx, 4 rsp, 5 rbp, 6 rsi, 7 rdi, 8 r8, ...) of the label argument, on arm64 the argument of
     the same position; -1: any. `require`, `never`: labels that the stack's function, as it is known, takes all and none of: this
     tells stacks with equal labels apart. `go`: the names are Go's, and are looked up in the program's function table too.
+    `file`, `error`: the end of its source file's path, and the error reason that only this function of that file reports; an
+    empty path switches the search by error sites off.
     ValueError for what cannot be searched for.
     """
 
@@ -21,6 +23,8 @@ class Wanted:
     never: tuple[str, ...]
     label_register: int
     go: bool
+    file: str
+    error: int
 
     def __init__(
         self,
@@ -32,6 +36,8 @@ class Wanted:
         require: Sequence[str] = (),
         never: Sequence[str] = (),
         go: bool = False,
+        file: str = "",
+        error: int = 0,
     ) -> None: ...
 
 class Found:

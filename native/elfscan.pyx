@@ -20,19 +20,26 @@ cdef class Wanted:
     cdef readonly tuple never
     cdef readonly int label_register
     cdef readonly bint go
+    cdef readonly str file
+    cdef readonly uint32_t error
+    cdef bytes raw_file
     cdef tuple raw_names
     cdef tuple raw_labels
     cdef uint32_t anchor_bits
     cdef uint32_t require_bits
     cdef uint32_t never_bits
 
-    def __init__(self, names, labels=(), anchors=(), int label_register=6, *, require=(), never=(), bint go=False):
+    def __init__(self, names, labels=(), anchors=(), int label_register=6, *, require=(), never=(), bint go=False,
+                 str file="", uint32_t error=0):
         self.names = tuple(names)
         self.labels = tuple(labels)
         self.anchors = tuple(anchors)
         self.require = tuple(require)
         self.never = tuple(never)
         self.go = go
+        self.file = file
+        self.error = error
+        self.raw_file = _raw(file, LABEL_MIN) if file else b""
         if not -1 <= label_register <= 15:
             raise ValueError(f"there is no register {label_register}")
         if len(self.labels) > LABELS_MAX or len(self.names) > AS_PATS_MAX:
@@ -145,6 +152,8 @@ cdef ScanResult _scan(int fd, list wants, int debug):
             c_wants[i].require = want.require_bits
             c_wants[i].never = want.never_bits
             c_wants[i].go = want.go
+            c_wants[i].file = <const char *>want.raw_file if want.raw_file else NULL
+            c_wants[i].error = want.error
             c_wants[i].label_reg = <int8_t>want.label_register
         with nogil:
             rc = as_elf_scan_debug(&e, fd, debug, c_wants, n, found)

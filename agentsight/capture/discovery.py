@@ -357,6 +357,8 @@ def wanted_of(function: KeylogFunction) -> elfscan.Wanted:
         require=function.require,
         never=function.never,
         go=function.go,
+        file=function.source_file,
+        error=function.error,
     )
 
 

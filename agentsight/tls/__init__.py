@@ -12,11 +12,12 @@ from agentsight.tls.boringssl import BORINGSSL
 from agentsight.tls.gnutls import GNUTLS
 from agentsight.tls.go import GO
 from agentsight.tls.openssl import OPENSSL
+from agentsight.tls.rustls import RUSTLS
 from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
 
 __all__ = ["STACKS", "Arguments", "KeylogFunction", "Reg", "TlsStack", "name_of", "select"]
 
-STACKS: tuple[TlsStack, ...] = (OPENSSL, BORINGSSL, GNUTLS, GO)
+STACKS: tuple[TlsStack, ...] = (OPENSSL, BORINGSSL, GNUTLS, GO, RUSTLS)
 GROUP = "agentsight.tls"
 
 

@@ -70,7 +70,9 @@ class KeylogFunction:
     `require`, `never`: labels that all do, and that never do: so stacks with the same labels are told apart.
     `go`: the symbols are Go's; they are looked up in the program's own function table too.
     `arguments_arm64`: where they are on arm64, if it is not the C argument of the same position.
-    `kind`: what the kernel program does with the arguments (``AS_COOKIE_KIND``).
+    `kind`: what the kernel program does with the arguments (``AS_PROBE_*``).
+    `source_file`, `error`: for a function without labels: the end of its source file's path, and the number of the error that
+    only this function of that file reports (``ERR_put_error``).
     """
 
     symbols: tuple[str, ...]
@@ -82,6 +84,8 @@ class KeylogFunction:
     go: bool = False
     arguments_arm64: Arguments | None = None
     kind: int = 0
+    source_file: str = ""
+    error: int = 0
 
 
 @dataclass(frozen=True, slots=True)

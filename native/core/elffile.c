@@ -307,8 +307,9 @@ static int fde_covers(as_elf *e, uint64_t fde, uint64_t start, uint64_t va) {
 }
 
 /* .eh_frame_hdr (LSB core, 10.6.2): a table of (start, fde) sorted by start, both relative to the header. 1: va is a start; 0: it
- * lies inside a function; -1: nothing is known of it (no table that we read, or code without frame descriptions). */
-static int in_eh_table(as_elf *e, uint64_t va) {
+ * lies inside a function; -1: nothing is known of it (no table that we read, or code without frame descriptions). *start: of the
+ * function, for 0 and 1. */
+static int in_eh_table(as_elf *e, uint64_t va, uint64_t *start) {
     uint8_t h[12];
     if (e->eh_size < sizeof h || as_elf_read(e, h, sizeof h, e->eh_off) != AS_ELF_OK)
         return -1;
@@ -326,8 +327,10 @@ static int in_eh_table(as_elf *e, uint64_t va) {
         uint32_t mid = lo + (hi - lo) / 2;
         if (as_elf_read(e, row, sizeof row, e->eh_off + sizeof h + (uint64_t)mid * 8) != AS_ELF_OK)
             return -1;
-        if (row[0] == want)
+        if (row[0] == want) {
+            *start = va;
             return 1;
+        }
         if (row[0] < want) {
             lo = mid + 1;
             memcpy(before, row, sizeof row);
@@ -337,7 +340,8 @@ static int in_eh_table(as_elf *e, uint64_t va) {
     }
     if (!lo)
         return -1;
-    int covered = fde_covers(e, e->eh_va + (uint64_t)(int64_t)before[1], e->eh_va + (uint64_t)(int64_t)before[0], va);
+    *start = e->eh_va + (uint64_t)(int64_t)before[0];
+    int covered = fde_covers(e, e->eh_va + (uint64_t)(int64_t)before[1], *start, va);
     return covered == 1 ? 0 : -1;
 }
 
@@ -380,8 +384,14 @@ static int begins_like_function_a64(as_elf *e, uint64_t va) {
 int as_elf_is_function(as_elf *e, uint64_t va) {
     if (as_elf_offset(e, va, PF_X) == UINT64_MAX)
         return 0;
-    int known = in_eh_table(e, va);
+    uint64_t start;
+    int known = in_eh_table(e, va, &start);
     if (known >= 0)
         return known;
     return e->machine == AS_ELF_AARCH64 ? begins_like_function_a64(e, va) : va % 16 == 0 || begins_like_function(e, va);
+}
+
+uint64_t as_elf_function_at(as_elf *e, uint64_t va) {
+    uint64_t start;
+    return as_elf_offset(e, va, PF_X) != UINT64_MAX && in_eh_table(e, va, &start) >= 0 ? start : 0;
 }

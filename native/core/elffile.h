@@ -106,6 +106,9 @@ int as_elf_symbols(as_elf *e, const as_elf *image, uint32_t table, const as_pat 
  * 0: none does. */
 int as_elf_is_function(as_elf *e, uint64_t va);
 
+/* The start of the function whose code is at va, by .eh_frame_hdr; 0 where that says nothing of this place. */
+uint64_t as_elf_function_at(as_elf *e, uint64_t va);
+
 const char *as_elf_strstatus(int status);
 
 #endif

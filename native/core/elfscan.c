@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * See elfscan.h. The symbol rungs; Go's table is gopclntab.c, the cross-reference xref.c.
+ * See elfscan.h. The symbol rungs; Go's table is gopclntab.c, error sites are errsite.c, the cross-reference is xref.c.
  */
 #include "elfscan.h"
 
@@ -45,6 +45,9 @@ static int wants_are_valid(const as_want *wants, uint32_t n) {
             if (len < 2 || len >= AS_PAT_MAX)
                 return 0;
         }
+        size_t file = wants[i].file ? strlen(wants[i].file) : 8;
+        if (file < 8 || file >= AS_PAT_MAX)
+            return 0;
         for (uint32_t k = 0; k < wants[i].n_labels; k++) {
             size_t len = strlen(wants[i].labels[k]);
             if (len < 8 || len >= AS_PAT_MAX)
@@ -93,6 +96,8 @@ int as_elf_scan_debug(as_elf *e, int fd, int debug_fd, const as_want *wants, uin
     if (debug_fd >= 0)
         by_debug_file(e, debug_fd, wants, n, out);
     rc = as_gopclntab(e, wants, n, out);
+    if (rc == AS_ELF_OK)
+        rc = as_errsite(e, wants, n, out);
     if (rc == AS_ELF_OK)
         rc = as_xref(e, wants, n, out);
     for (uint32_t i = 0; i < n && rc == AS_ELF_OK; i++)

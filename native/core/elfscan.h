@@ -12,6 +12,8 @@
  *
  * Go (gopclntab.c): the table of functions that every Go program needs at run time has their names and places, stripped or not.
  *
+ * Error sites (errsite.c): for functions that take no labels, the errors that they alone report.
+ *
  * No result is ever a guess: what is not found is told with a reason, and `evidence` says whether the stack seems to be in the
  * file at all.
  */
@@ -36,6 +38,8 @@ typedef struct as_want {
     uint32_t never;   /* bit i: labels[i] must not */
     int8_t label_reg; /* register of the label argument, x86-64 encoding (6: rsi; arm64: x1); -1: any */
     uint8_t go;       /* not 0: the names are Go's, as in its function table */
+    const char *file; /* end of its source file's path, 8 to AS_PAT_MAX - 1 characters; NULL: no search by error sites */
+    uint32_t error;   /* the error reason that only this function of that file gives */
 } as_want;
 
 typedef struct as_found {
@@ -56,8 +60,9 @@ int as_elf_scan(as_elf *e, int fd, const as_want *wants, uint32_t n, as_found *o
  * the same build id, else it is not used. debug_fd -1: none. */
 int as_elf_scan_debug(as_elf *e, int fd, int debug_fd, const as_want *wants, uint32_t n, as_found *out);
 
-/* The last two rungs alone, for wants whose out[].how is AS_HOW_NONE. */
+/* The last rungs alone, for wants whose out[].how is AS_HOW_NONE. */
 int as_gopclntab(as_elf *e, const as_want *wants, uint32_t n, as_found *out);
+int as_errsite(as_elf *e, const as_want *wants, uint32_t n, as_found *out);
 int as_xref(as_elf *e, const as_want *wants, uint32_t n, as_found *out);
 
 #endif

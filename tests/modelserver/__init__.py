@@ -1,6 +1,6 @@
 """A local, scripted model server that journals every byte both ways: the truth that a capture is compared with.
 
-It speaks Anthropic Messages and OpenAI Chat over HTTPS (its own CA) or plain HTTP. From the repository's
+It speaks Anthropic Messages, OpenAI Chat and OpenAI Responses over HTTPS (its own CA) or plain HTTP. From the repository's
 root `python -m tests.modelserver --dir DIR`, or from a test::
 
     from modelserver import ModelServer

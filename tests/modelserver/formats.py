@@ -1,4 +1,4 @@
-"""The two wire formats of the model server: Anthropic Messages and OpenAI Chat Completions.
+"""The wire formats of the model server: Anthropic Messages and OpenAI Chat Completions; OpenAI Responses is in responses.py.
 
 In: a `Plan`, the request, a number that makes ids. Out: the SSE events of a streamed answer as (event name or
 None, payload) pairs, or the JSON of a whole one. Usage is counted from the request's size and the answer's
@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
+from .responses import Responses
 from .scripts import ERRORS, Plan, Text, Thinking, Tool
 
 Payload = tuple[str | None, dict[str, Any] | str]
@@ -216,4 +217,8 @@ class OpenAI:
         return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
 
 
-FORMATS: dict[str, Format] = {"/v1/messages": Anthropic(), "/v1/chat/completions": OpenAI()}
+FORMATS: dict[str, Format] = {
+    "/v1/messages": Anthropic(),
+    "/v1/chat/completions": OpenAI(),
+    "/v1/responses": Responses(),
+}

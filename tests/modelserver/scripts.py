@@ -107,9 +107,15 @@ def words(text: str) -> list[str]:
     return [first, *(" " + word for word in rest)]
 
 
+def _messages(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation: messages, or the items of the Responses API."""
+    items = request.get("messages") or request.get("input") or []
+    return [{"role": "user", "content": items}] if isinstance(items, str) else list(items)
+
+
 def last_user_text(request: dict[str, Any]) -> str:
     """Text of the last user message; "" if there is none."""
-    for message in reversed(request.get("messages") or []):
+    for message in reversed(_messages(request)):
         if message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, str):
@@ -119,13 +125,13 @@ def last_user_text(request: dict[str, Any]) -> str:
 
 
 def tool_results(request: dict[str, Any]) -> list[str]:
-    """Texts of the tool results that this request brings: blocks of the last message, or trailing tool messages."""
+    """Texts of the tool results that this request brings: blocks of the last message, or trailing tool messages or items."""
     results: list[str] = []
-    messages = request.get("messages") or []
+    messages = _messages(request)
     for message in reversed(messages):
-        if message.get("role") != "tool":
+        if message.get("role") != "tool" and message.get("type") != "function_call_output":
             break
-        results.insert(0, _text_of(message.get("content")))
+        results.insert(0, _text_of(message.get("content") or message.get("output")))
     if messages and isinstance(messages[-1].get("content"), list):
         blocks = messages[-1]["content"]
         results += [_text_of(block.get("content")) for block in blocks if block.get("type") == "tool_result"]

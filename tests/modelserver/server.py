@@ -1,6 +1,6 @@
 """The model server itself: accepts, opens TLS, answers requests by script, journals. `__main__` starts it.
 
-Paths: `POST /v1/messages`, `POST /v1/messages/count_tokens`, `POST /v1/chat/completions`, `GET /v1/models`,
+Paths: `POST /v1/messages`, `POST /v1/messages/count_tokens`, `POST /v1/chat/completions`, `POST /v1/responses`, `GET /v1/models`,
 `HEAD|GET /`, `/echo` (answers with the request's body), `/bytes/N` (N bytes, each told by its place). Request headers
 that choose: `x-script` (in place of the model's name; `early-413` refuses before the body has come), `x-coding`
 (content coding of the answer), `x-framing` (length, chunked, trailers, close), `x-split`.

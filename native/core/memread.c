@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -86,8 +87,48 @@ static int add_run(search *x, uint64_t addr, uint64_t n) {
     return x->st->end == AS_MEM_BYTES ? -1 : 0;
 }
 
+/* ---- PAGEMAP_SCAN of kernel 6.7 (linux/fs.h): passes over what is empty, however large it is ---- */
+struct scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, any, give;
+};
+struct scan_region {
+    uint64_t start, end, is;
+};
+#define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
+#define IS_FILE 4u
+#define IS_PRESENT 8u
+#define IS_SWAPPED 16u
+#define IS_ZERO 32u
+
+/* As `pages`; 1 where the kernel has no such call. */
+static int scan_pages(search *x, int pagemap, uint64_t lo, uint64_t hi, int own) {
+    struct scan_region r[256];
+    while (lo < hi) {
+        struct scan_arg a = {.size = sizeof a, .start = lo, .end = hi, .vec = (uintptr_t)r, .vec_len = sizeof r / sizeof *r};
+        a.inverted = a.mask = IS_ZERO | (own ? IS_FILE : 0); /* those that are neither */
+        a.any = a.give = IS_PRESENT | IS_SWAPPED;
+        int n = ioctl(pagemap, SCAN_IOCTL, &a);
+        if (n < 0)
+            return errno == ENOTTY || errno == EINVAL ? 1 : 0; /* else: the mapping went away */
+        for (int i = 0; i < n; i++)
+            if (r[i].is & IS_SWAPPED)
+                x->st->swapped += r[i].end - r[i].start;
+            else if (add_run(x, r[i].start, r[i].end - r[i].start))
+                return -1;
+        if (a.walk_end <= lo)
+            return 0;
+        lo = a.walk_end;
+        if (over(x))
+            return -1;
+    }
+    return 0;
+}
+
 static int pages(search *x, int pagemap, uint64_t lo, uint64_t hi, int own) { /* own: not the pages of the file behind it */
     static const size_t chunk = 4096;
+    int r = scan_pages(x, pagemap, lo, hi, own);
+    if (r <= 0)
+        return r;
     uint64_t size = (uint64_t)sysconf(_SC_PAGESIZE), entry[4096];
     for (uint64_t at = lo; at < hi;) {
         uint64_t want = (hi - at) / size;
@@ -100,7 +141,7 @@ static int pages(search *x, int pagemap, uint64_t lo, uint64_t hi, int own) { /*
             if (entry[i] & PM_PRESENT && !(own && entry[i] & PM_FILE) && add_run(x, at, size))
                 return -1;
         }
-        if (x->o->stop && *x->o->stop)
+        if (over(x))
             return -1;
     }
     return 0;

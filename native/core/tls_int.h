@@ -226,7 +226,7 @@ static inline uint64_t as_be64(const uint8_t *p) {
 
 /* tls_match.c */
 int as_match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi);
-/* The same for ChaCha20 secrets found in memory, with large record numbers; bounded for each flow. */
+/* The same for ChaCha20 secrets and TLS 1.2 keys found in memory, with large record numbers; bounded for each flow. */
 int as_match_far(as_tls *t, as_flow *f, uint32_t labels, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi);
 int as_range(as_tls *t, as_flow *f, const as_cell *cell, as_aead *a, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
              uint64_t *seq);

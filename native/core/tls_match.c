@@ -10,8 +10,10 @@
 #include "tls_int.h"
 
 #define FEW 64    /* record numbers tried where the likelihood is small */
-#define FAR ((uint64_t)1 << 20)      /* record numbers of ChaCha20 that are looked at for one secret */
+#define NEAR ((uint64_t)1 << 12)    /* record numbers of a TLS 1.2 key that are looked at without more ado */
+#define FAR ((uint64_t)1 << 20)     /* record numbers that are looked at for one secret found in memory */
 #define FAR_ALL ((uint64_t)4 << 20) /* and for one flow */
+#define FAR_KEY 16                  /* so much cheaper is the number of a TLS 1.2 record */
 #define UPDATES 4 /* KeyUpdates that one hole may hide */
 
 typedef struct trial {
@@ -21,7 +23,7 @@ typedef struct trial {
     size_t total;
     uint64_t lo, hi;
     uint32_t labels;
-    int far; /* only ChaCha20 secrets found in memory, far numbers */
+    int far; /* only ChaCha20 secrets and TLS 1.2 keys found in memory, far numbers */
     /* what opened it */
     const as_suite *suite;
     as_cell *cell;      /* scratch: TLS 1.2, and keys after KeyUpdates that were lost */
@@ -138,15 +140,16 @@ static int try_key(trial *x, as_entry *e) {
     const as_suite *s = t->suite ? t->suite : as_suite_find(e->cell->len == 16 ? 0xc02f : 0xc030);
     if (s->v13 || s->aead == AS_CHACHA || s->key_len != e->cell->len || !x->cell)
         return 0;
+    if (x->far ? x->f->far >= FAR_ALL : !spend(t, x->f))
+        return -1;
     uint8_t *tmp = as_buf_get(t->k);
     if (!tmp)
         return 0;
-    if (!spend(t, x->f)) {
-        as_buf_put(t->k, tmp);
-        return -1;
-    }
+    uint64_t hi = x->far || x->hi < x->lo + NEAR ? x->hi : x->lo + NEAR;
+    if (x->far)
+        x->f->far += (hi - x->lo) / FAR_KEY;
     memcpy(x->cell->key, e->cell->secret, s->key_len);
-    int ok = as_gcm12_seq(c, s, x->cell, x->rec, x->total, tmp, x->lo, x->hi, &x->seq) &&
+    int ok = as_gcm12_seq(c, s, x->cell, x->rec, x->total, tmp, x->lo, hi, &x->seq) &&
              as_aead_set(c, &c->trial[s->aead], s, x->cell) == 0 &&
              as_aead_open(&c->trial[s->aead], x->seq, x->rec, x->total, tmp) >= 0;
     OPENSSL_cleanse(tmp, x->total < AS_BUF_SIZE ? x->total : AS_BUF_SIZE);
@@ -193,7 +196,7 @@ static int try_entry(void *u, as_entry *e) {
     static const uint16_t guess[] = {0x1301, 0x1302, 0x1303};
     /* tied to this connection by its random or its group: tried beyond the cap, and with every record number */
     int direct = t->have_cr && e->has_random;
-    if (x->far && !e->chacha)
+    if (x->far && !e->chacha && e->label != AS_L_KEY)
         return 0;
     if (e->label == AS_L_KEY)
         return try_key(x, e);
@@ -342,7 +345,7 @@ int as_match_far(as_tls *t, as_flow *f, uint32_t labels, const uint8_t *rec, siz
     int ok = 0;
     if (f->far >= FAR_ALL || hi <= lo + FEW)
         return 0;
-    for (uint64_t reach = 1 << 12; !ok && reach <= FAR; reach <<= 4) { /* most are young: all secrets with small numbers first */
+    for (uint64_t reach = NEAR; !ok && reach <= FAR; reach <<= 4) { /* most are young: all secrets with small numbers first */
         f->farther = done;
         ok = match(t, f, labels, &f->farther, rec, total, lo, hi < lo + reach ? hi : lo + reach, 1);
     }

@@ -275,7 +275,8 @@ static long record12(as_tls *t, as_flow *f, const uint8_t *p, size_t total, cons
     }
     if (!f->have) {
         uint64_t hi = f->uncertain || f->resync ? f->seq_hi : f->seq;
-        if (!as_match(t, f, as_labels(t, f, AS_P_ENC12), &f->mark, p, total, f->seq, hi)) {
+        if (!as_match(t, f, as_labels(t, f, AS_P_ENC12), &f->mark, p, total, f->seq, hi) &&
+            !as_match_far(t, f, as_labels(t, f, AS_P_ENC12), p, total, f->seq, hi)) {
             if (f->resync)
                 memset(&f->mark, 0, sizeof f->mark);
             return f->lost ? shut12(t, f, p, total, f->lost_reason, m) : AS_R_BLOCK;

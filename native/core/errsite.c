@@ -236,6 +236,26 @@ static uint64_t function_of(as_elf *e, uint64_t va) {
     return start;
 }
 
+/* Sites that load the path into one of these registers, and of them those that give the error: functions in *va, how many are not
+ * known for sure or of another function in *unsure. */
+static int find_function(xref *x, uint32_t regs, uint32_t error, uint64_t *va, uint32_t *unsure) {
+    int rc = AS_ELF_OK;
+    x->regs = regs;
+    x->n_sites = 0;
+    for (uint32_t i = 0; i < x->e->n_seg && rc == AS_ELF_OK; i++)
+        if (x->e->seg[i].flags & PF_X)
+            rc = xref_x86_sites(x, &x->e->seg[i]);
+    for (uint32_t i = 0, named = 0; i < x->n_sites && rc == AS_ELF_OK; i++) {
+        if (!(regs >> x->sites[i].reg & 1) || reason_at(x->e, x->sites[i].after) != error)
+            continue;
+        uint64_t start = ++named <= PLACES_MAX ? function_of(x->e, x->sites[i].after) : 0;
+        if (!start || (*va && *va != start))
+            ++*unsure;
+        *va = *va ? *va : start;
+    }
+    return rc;
+}
+
 static int search(xref *x, const as_want *w, as_found *out) {
     int rc = find_path(x, w->file);
     if (rc != AS_ELF_OK)
@@ -249,34 +269,20 @@ static int search(xref *x, const as_want *w, as_found *out) {
         snprintf(out->reason, sizeof out->reason, "no symbol, and its error sites are looked for on x86-64 only");
         return AS_ELF_OK;
     }
-    x->regs = UINT32_C(1) << REG_FILE;
-    for (uint32_t i = 0; i < x->e->n_seg && rc == AS_ELF_OK; i++)
-        if (x->e->seg[i].flags & PF_X)
-            rc = xref_x86_sites(x, &x->e->seg[i]);
-    uint32_t named = 0, unsure = 0, sites = 0;
-    for (uint32_t i = 0; i < x->n_sites && rc == AS_ELF_OK; i++) {
-        if (x->sites[i].reg != REG_FILE)
-            continue;
-        sites++;
-        if (reason_at(x->e, x->sites[i].after) != w->error || named + unsure == PLACES_MAX)
-            continue;
-        named++;
-        /* what ends at the load begins no instruction in general; what follows it does */
-        uint64_t va = function_of(x->e, x->sites[i].after);
-        if (!va || (out->va && out->va != va))
-            unsure++;
-        out->va = out->va ? out->va : va;
-    }
+    uint32_t unsure = 0;
+    rc = find_function(x, UINT32_C(1) << REG_FILE, w->error, &out->va, &unsure);
+    if (rc == AS_ELF_OK && !out->va && !unsure && !x->full) /* code that was not optimised loads it into another one first */
+        rc = find_function(x, UINT16_MAX, w->error, &out->va, &unsure);
     if (rc == AS_ELF_OK && out->va && !unsure && !x->full) {
         out->how = AS_HOW_XREF;
         out->off = as_elf_offset(x->e, out->va, PF_X);
         return rc;
     }
     snprintf(out->reason, sizeof out->reason, "no symbol, and %s",
-             x->full  ? "its source file is named in too many places"
-             : unsure ? "its error leads to no function for sure, or to several"
-             : sites  ? "no code gives the error that only it gives"
-                      : "no code names its source file in an error");
+             x->full      ? "its source file is named in too many places"
+             : unsure     ? "its error leads to no function for sure, or to several"
+             : x->n_sites ? "no code gives the error that only it gives"
+                          : "no code names its source file in an error");
     out->va = 0;
     return rc;
 }

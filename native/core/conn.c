@@ -389,6 +389,7 @@ void conn_account(const conn *c, as_conn_account *a) {
             a->tls_handshake += t.handshake;
             a->tls_opened += t.opened;
             a->waiting += t.waiting;
+            a->other += w->clear;
             for (int r = 0; r < AS_TLS_REASONS; r++)
                 a->tls_closed[r] += t.closed[r];
         } else if (c->kind == C_HTTP) {

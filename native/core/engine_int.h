@@ -47,6 +47,7 @@ typedef struct flow {
     size_t pending_bytes;
     uint64_t plain_off; /* plaintext bytes given so far */
     uint64_t seen, missing, skipped, dup, undecoded, plaintext;
+    uint64_t clear;    /* bytes before TLS began, of a connection that begins otherwise */
     uint8_t sniff[64]; /* first bytes, while nobody knows what they are */
     size_t n_sniff;
     as_meta sniff_meta;

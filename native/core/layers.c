@@ -138,6 +138,22 @@ void layer_free(conn *c) {
     }
 }
 
+/* ---- TLS after a beginning in the clear ---- */
+
+/*
+ * STARTTLS (RFC 3207, 2595, 4511), PostgreSQL's SSLRequest, SOCKS (RFC 1928), the PROXY line: the client says hello when it was
+ * told that it may, so its first record begins a chunk of its own. So many bytes, both directions together, are waited for.
+ */
+#define CLEAR_MAX 4096
+
+static int wait_for_tls(conn *c, int f, size_t n) { /* n more bytes that are neither TLS nor HTTP; may TLS still begin? */
+    if (joined_late(c) || c->flow[0].clear + c->flow[1].clear + n > CLEAR_MAX)
+        return 0;
+    c->flow[f].clear += n;
+    c->flow[f].n_sniff = 0;
+    return 1;
+}
+
 /* ---- joined inside a record ---- */
 
 #define LATE_MAX 40000 /* two of the longest records, and what the first of them is behind */
@@ -206,7 +222,8 @@ void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
         have = w->n_sniff + take;
     }
     int tls = as_tls_sniff(first, have, joined_late(c));
-    int http = conn_plain_allowed(c) ? as_http_sniff(first, have) : 0;
+    int clear = c->flow[0].clear || c->flow[1].clear;
+    int http = conn_plain_allowed(c) && !clear ? as_http_sniff(first, have) : 0;
     enum conn_kind kind = C_UNKNOWN;
     if (tls > 0)
         kind = C_TLS;
@@ -234,6 +251,8 @@ void layer_bytes(conn *c, int f, const uint8_t *p, size_t n, const as_meta *m) {
             feed_kind(c, f, p, n, m);
         return;
     }
+    if (kind == C_OTHER && wait_for_tls(c, f, w->n_sniff + n))
+        return;
     decide(c, kind);
     feed_kind(c, f, p, n, m);
 }

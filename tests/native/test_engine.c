@@ -185,6 +185,30 @@ static void one_end(void) {
     CHECK(stats.connections == 1 && !stats.damaged);
 }
 
+static void tls_begins_later(void) { /* PostgreSQL's way: asked for, allowed, then the client's hello */
+    static const char ask[8] = "\0\0\0\x08\x04\xd2\x16\x2f";
+    char hello[60] = "\x16\x03\x01\0\x37\x01\0\0\x33\x03\x03";
+    begin();
+    conn_rec(7, 100, 5000, 5432, AS_CONN_FROM_START | AS_CONN_CLIENT, 1, 1);
+    data_rec(7, 100, W, 0, ask, 8, 0);
+    data_rec(7, 100, R, 0, "S", 1, 0);
+    data_rec(7, 100, W, 8, hello, 4, 0); /* however it is cut */
+    data_rec(7, 100, W, 12, hello + 4, sizeof hello - 4, 0);
+    close_rec(7, 1, 8 + sizeof hello);
+    run_all(1, 0);
+    CHECK(stats.a.seen == 9 + sizeof hello && stats.a.other == 9 && !stats.a.plain);
+
+    static char much[3000];
+    begin();
+    conn_rec(7, 100, 5000, 5432, AS_CONN_FROM_START | AS_CONN_CLIENT, 1, 1);
+    data_rec(7, 100, W, 0, much, sizeof much, 0);
+    data_rec(7, 100, R, 0, much, sizeof much, 0);
+    data_rec(7, 100, W, sizeof much, hello, sizeof hello, 0); /* too late */
+    close_rec(7, sizeof much, sizeof much + sizeof hello);
+    run_all(1, 0);
+    CHECK(stats.a.seen == 2 * sizeof much + sizeof hello && stats.a.other == stats.a.seen);
+}
+
 static void out_of_order(void) {
     begin();
     conn_rec(7, 100, 5000, 80, AS_CONN_FROM_START | AS_CONN_CLIENT, 1, 1);
@@ -305,6 +329,7 @@ static void damaged(void) { /* no crash, no endless loop, and bytes stay account
 int main(void) {
     srand(1);
     one_end();
+    tls_begins_later();
     out_of_order();
     holes();
     both_ends(0, 0);

@@ -13,7 +13,12 @@ pytestmark = [pytest.mark.agents, pytest.mark.kernel]
 
 NEWEST = "2.1.332"
 VERSIONS = [NEWEST, "2.1.197", "2.1.150", "2.1.110"]
-SETTINGS = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "IS_SANDBOX": "1", "ENABLE_TOOL_SEARCH": "false"}
+SETTINGS = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "IS_SANDBOX": "1",
+    "ENABLE_TOOL_SEARCH": "false",
+}
 
 
 def claude(version: str) -> Path:

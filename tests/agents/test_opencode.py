@@ -30,7 +30,7 @@ def test_opencode(script: str, tmp_path: Path) -> None:
         }
         chosen = {"model": f"mock/{model}", "small_model": f"mock/{model}", "autoupdate": False, "share": "disabled"}
         (work / "opencode.json").write_text(json.dumps({"provider": {"mock": provider}, **chosen}))
-        words = place.command(program, "run", "Use the tool.\nRUN: echo from-$((40+2))-tool", **SETTINGS)
+        words = place.command(program, "run", "Use the tool.\nRUN: echo from-$((40+2))-tool\nThat is all.", **SETTINGS)
         capture, journal, _ = recorded(place, tmp_path, ["env", "-C", str(work), *words])
         name = "opencode" if script == "text" else f"opencode, {script}"
         assert compare(capture, journal, agent=name, version=NEWEST, file=program) > 10_000

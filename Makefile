@@ -13,7 +13,7 @@ CORE_BUILD = build/core-tests
 FUZZ_BUILD = build/fuzz
 FUZZ_SECONDS ?= 30
 
-.PHONY: setup build demo test lint format types core-tests fuzz tests bench clean help
+.PHONY: setup build demo test lint format types core-tests fuzz tests test-agents bench clean help
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 12
@@ -63,6 +63,10 @@ fuzz: ## every fuzz target of the core for FUZZ_SECONDS (30) each; needs clang's
 
 tests: ## tests of the installed package (those of the kernel side need root)
 	@pytest tests -q
+
+test-agents: build ## real agents against the model server's journal, into docs/agents.md (root; fetches some 2 GB once)
+	@pytest tests/agents -q -m "agents or not agents"
+	@python tests/agents/report.py
 
 bench: build ## the benchmarks, each against a named peer (root)
 	@python bench/http/bench.py

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * See memscan.h. The order of the filters is by cost: schedules by two xor identities that hold in any byte order, on
- * vectors; windows by counts over 8 bytes at once (zeros, high bits), then by a rolling count of distinct bytes; only then
+ * vectors; windows by counts over 8 bytes at once (zeros, repeats, high bits), then by a rolling count of distinct bytes; only then
  * HMAC (RFC 2104, four blocks of libcrypto's hash). A random window passes with all but 0.01 %.
  */
 #ifndef _GNU_SOURCE
@@ -331,12 +331,20 @@ static inline unsigned count(uint64_t high_bits) { /* bytes whose high bit is se
     return (unsigned)((high_bits >> 7) * ONES >> 56);
 }
 
-static inline void block16(const uint8_t *p, unsigned *zeros, unsigned *highs) {
-    uint64_t a, b;
-    memcpy(&a, p, 8);
-    memcpy(&b, p + 8, 8);
-    *zeros = count(~(((a & LOWS) + LOWS) | a | LOWS)) + count(~(((b & LOWS) + LOWS) | b | LOWS));
-    *highs = count(a & ~LOWS) + count(b & ~LOWS);
+/* 0x80 in each byte of v that is zero */
+static inline uint64_t zero_bytes(uint64_t v) {
+    return ~(((v & LOWS) + LOWS) | v | LOWS);
+}
+
+typedef struct group { /* eight bytes at a multiple of eight of the block */
+    uint8_t zeros, repeats, highs; /* zero; zero or the same as eight bytes before; with the high bit */
+} group;
+
+static inline group group_at(const uint8_t *p, uint64_t before) {
+    uint64_t v;
+    memcpy(&v, p, 8);
+    uint64_t z = zero_bytes(v);
+    return (group){(uint8_t)count(z), (uint8_t)count(z | zero_bytes(v ^ before)), (uint8_t)count(v & ~LOWS)};
 }
 
 typedef struct rolling { /* distinct bytes and high bits of the window that begins at `from` */
@@ -365,52 +373,61 @@ static void roll_to(rolling *r, size_t at) {
     }
 }
 
-static uint64_t windows(as_ms *s, uint64_t addr, const uint8_t *p, size_t n, size_t all) {
-    rolling r32 = {.p = p, .len = 32, .from = SIZE_MAX}, r48 = {.p = p, .len = 48, .from = SIZE_MAX};
+/* The windows that begin in p[lo..hi], looked at one by one. */
+static uint64_t look(as_ms *s, uint64_t addr, const uint8_t *p, size_t lo, size_t hi, size_t all, rolling *r32, rolling *r48) {
     uint64_t found = 0;
-    int want48 = s->pass == AS_MS_PAIRS && s->open[1] > 0, want16 = s->pass == AS_MS_PAIRS && s->open[0] > 0;
-    unsigned zeros[3] = {0}, highs[3] = {0};
-    /* a window that begins in (16(b-1), 16b] holds the whole block b, and of high bytes no more than blocks b-1 to b+2 have */
-    for (size_t b = 0; b < n + 16; b += 16) {
-        size_t lo = b ? b - 15 : 0, hi = b < n ? b : n - 1;
-        if (b + 16 <= all)
-            block16(p + b, &zeros[0], &highs[0]);
-        else
-            break;
-        unsigned before = highs[1], after = 0, third = 0, z;
-        if (b + 32 <= all)
-            block16(p + b + 16, &z, &after);
-        if (b + 48 <= all)
-            block16(p + b + 32, &z, &third);
-        highs[1] = highs[0];
-        if (zeros[0] > 13 || before + highs[0] + after + third < HIGH32)
-            continue;
-        for (size_t at = lo; at <= hi && at + 32 <= all; at++) {
-            int random32 = 0;
-            if (zeros[0] <= 8) {
-                roll_to(&r32, at);
-                random32 = r32.distinct >= DISTINCT32 && r32.high >= HIGH32;
-            }
-            if (random32) {
+    for (size_t at = lo; at <= hi && at + 32 <= all; at++) {
+        if (r32) {
+            roll_to(r32, at);
+            if (r32->distinct >= DISTINCT32 && r32->high >= HIGH32) {
+                int aligned = ((addr + at) & 3) == 0;
                 found++;
                 s->st.windows++;
-                if (s->pass == AS_MS_PAIRS) {
-                    if (s->bloom && ((addr + at) & 3) == 0)
-                        note_key(s, p + at);
-                    if (want16 && s->open[0])
-                        test_aes(s, addr + at, p + at, 32);
-                } else if (s->pass == AS_MS_CHACHA) {
+                if (s->pass == AS_MS_CHACHA)
                     test_chacha(s, addr + at, p + at);
-                } else if (((addr + at) & 3) == 0) {
+                if (s->pass == AS_MS_PROVE && aligned)
                     prove(s, p + at);
-                }
-            }
-            if (want48 && s->open[1] && at + 48 <= all) {
-                roll_to(&r48, at);
-                if (r48.distinct >= DISTINCT48 && r48.high >= HIGH48)
-                    test_aes(s, addr + at, p + at, 48);
+                if (s->pass == AS_MS_PAIRS && s->bloom && aligned)
+                    note_key(s, p + at);
+                if (s->pass == AS_MS_PAIRS && s->open[0])
+                    test_aes(s, addr + at, p + at, 32);
             }
         }
+        if (r48 && at + 48 <= all) {
+            roll_to(r48, at);
+            if (r48->distinct >= DISTINCT48 && r48->high >= HIGH48)
+                test_aes(s, addr + at, p + at, 48);
+        }
+    }
+    return found;
+}
+
+static uint64_t windows(as_ms *s, uint64_t addr, const uint8_t *p, size_t n, size_t all) {
+    rolling r32 = {.p = p, .len = 32, .from = SIZE_MAX}, r48 = {.p = p, .len = 48, .from = SIZE_MAX};
+    uint64_t found = 0, before = 0;
+    group g[8] = {{0}}; /* the one before, and seven from b on; one that would reach over the end counts as fit */
+    size_t next = 0;
+    static const group over = {0, 0, 8};
+    for (int i = 1; i < 8; i++, next += 8) {
+        g[i] = next + 8 <= all ? group_at(p + next, before) : over;
+        if (next + 8 <= all)
+            memcpy(&before, p + next, 8);
+    }
+    /* A window that begins in (b-8, b] holds the groups b, b+8, b+16 whole (of 48 bytes: two more), and touches no more than one
+     * before and one behind them. A byte that is zero, but for one, or the same as another in the window, is not distinct. */
+    for (size_t b = 0; b < n + 8; b += 8) {
+        size_t lo = b ? b - 7 : 0, hi = b < n ? b : n - 1;
+        unsigned same = g[1].zeros + g[2].repeats + g[3].repeats, high = g[0].highs + g[1].highs + g[2].highs + g[3].highs + g[4].highs;
+        int may32 = same <= 32 - DISTINCT32 + 1 && high >= HIGH32;
+        int may48 = s->pass == AS_MS_PAIRS && s->open[1] && same + g[4].repeats + g[5].repeats <= 48 - DISTINCT48 + 1 &&
+                    high + g[5].highs + g[6].highs >= HIGH48;
+        if (may32 || may48)
+            found += look(s, addr, p, lo, hi, all, may32 ? &r32 : NULL, may48 ? &r48 : NULL);
+        memmove(g, g + 1, sizeof g - sizeof *g);
+        g[7] = next + 8 <= all ? group_at(p + next, before) : over;
+        if (next + 8 <= all)
+            memcpy(&before, p + next, 8);
+        next += 8;
     }
     return found;
 }

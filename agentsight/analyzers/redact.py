@@ -67,6 +67,8 @@ class Redactor(Analyzer):
             e = _withheld(e)
         if e.internal:  # never reaches a sink
             return e
+        if type(e) is HttpEvent and e.body:
+            return self._http(e, e.body)
         if type(e) is LlmCall and (e.conn, e.exchange_id) in self._harmless:  # its prompt is part of that very text
             del self._harmless[e.conn, e.exchange_id]
             kinds = _kinds(e, is_secret, False)
@@ -75,11 +77,21 @@ class Redactor(Analyzer):
         if kinds:
             clean: Event = _clean(e, kinds, 0)
             return clean
-        if type(e) is HttpEvent and e.message_type == "request" and e.body:
+        return e
+
+    def _http(self, e: HttpEvent, body: str) -> HttpEvent:
+        """Body and head apart: nearly every request has a credential in its head, few have one in their long body."""
+        head = replace(e, body=None)
+        kinds = _kinds(head, is_secret)
+        clean: HttpEvent = _clean(head, kinds, 0) if kinds else e
+        kinds = _kinds(body, is_secret)
+        if kinds:
+            return replace(clean, body=_clean(body, kinds, 0))
+        if e.message_type == "request":
             self._harmless[e.conn, e.exchange_id] = None
             if len(self._harmless) > MAX_CHANNELS:
                 del self._harmless[next(iter(self._harmless))]
-        return e
+        return e if clean is e else replace(clean, body=body)
 
     def _raw(self, e: SslEvent | StdioEvent) -> SslEvent | StdioEvent:
         if e.data_base64 is not None:
@@ -147,7 +159,8 @@ def _withheld(e: HttpEvent) -> HttpEvent:
 def _clean(x: Any, kinds: int, depth: int) -> Any:
     """A copy of a value without secrets; the same object where there are none."""
     if isinstance(x, str):
-        return redact(x, kinds)
+        kinds &= native.kinds(x)  # most texts of an event with a secret are not the one that has it
+        return redact(x, kinds) if kinds else x
     if x is None or isinstance(x, (int, float)):
         return x
     if depth > MAX_DEPTH:

@@ -74,6 +74,8 @@ class StreamEvent(msgspec.Struct, gc=False):
 
 
 _stream = msgspec.json.Decoder(list[StreamEvent]).decode
+# what comes in many small pieces
+_GROWING = (b'"type":"text_delta","text":"', b'"type":"thinking_delta","thinking":"', b'"type":"input_json_delta","partial_json":"')
 _event = msgspec.json.Decoder(StreamEvent).decode
 _NOTHING = StreamEvent()
 
@@ -148,7 +150,7 @@ class Anthropic:
         blocks: dict[int, _Block] = {}
         counts: dict[str, Any] = {}
         first = -1
-        for i, e in enumerate(decode_frames(frames, _stream, _event, answer, _NOTHING, _matters)):
+        for i, e in enumerate(decode_frames(frames, _stream, _event, answer, _NOTHING, _matters, _GROWING)):
             kind = e.type
             if kind == "content_block_delta":
                 delta = e.delta

@@ -8,12 +8,13 @@ format is spoken by many servers. Nothing here raises for bad input: what cannot
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, SupportsIndex, TypeVar, overload
 
 import msgspec
 
 from agentsight.events import SseFrames, ToolCall, Usage
+from agentsight.providers.squeeze import squeeze
 
 T = TypeVar("T")
 
@@ -234,13 +235,14 @@ def decode_frames(
     answer: Answer,
     empty: T,
     matters: Callable[[dict[str, Any]], bool],
+    growing: Sequence[bytes] = (),
 ) -> list[T]:
-    """All payloads in one call; where one does not fit, each for itself.
+    """All payloads in one call; where one does not fit, each for itself. Texts behind the markers `growing` are joined before.
 
     What cannot be read becomes `empty`, and is counted where it is no JSON or `matters`: kinds that nobody knows do not.
     """
     try:
-        return whole(frames.frames)
+        return whole(squeeze(frames.frames, frames.ends, growing) if growing else frames.frames)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         out: list[T] = []
         bad = 0

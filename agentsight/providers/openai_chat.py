@@ -40,6 +40,10 @@ PARAMS = (
 )
 
 
+# what comes in many small pieces
+_GROWING = (b'"delta":{"content":"', b'"reasoning_content":"', b'"reasoning":"', b'"function":{"arguments":"')
+
+
 class Function(msgspec.Struct, gc=False):
     """A piece of a function call."""
 
@@ -280,7 +284,7 @@ class OpenAIChat:
     def stream(self, frames: SseFrames) -> Answer:
         """See Provider."""
         answer = Answer()
-        chunks = decode_frames(frames, _chunks, _chunk, answer, _NOTHING, _matters)
+        chunks = decode_frames(frames, _chunks, _chunk, answer, _NOTHING, _matters, _GROWING)
         self._merge(answer, chunks)
         answer.started = bool(chunks)
         if "[DONE]" in frames.others or answer.error is not None:

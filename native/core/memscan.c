@@ -97,6 +97,8 @@ void as_ms_begin(as_ms *s, enum as_ms_pass pass) {
     if (pass == AS_MS_PAIRS && !s->bloom) {
         void *p = mmap(NULL, BLOOM_BITS / 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         s->bloom = p == MAP_FAILED ? NULL : p; /* without it: no ChaCha20 */
+        if (s->bloom)
+            (void)madvise(s->bloom, BLOOM_BITS / 8, MADV_HUGEPAGE);
     }
 }
 
@@ -273,17 +275,22 @@ static uint64_t mixed(const uint8_t *p) {
     return (a ^ a >> 32) * 0xc4ceb9fe1a85ec53u;
 }
 
+/* Four bits in one cache line: the table is larger than the caches. */
+static uint64_t *line_of(const as_ms *s, uint64_t h) {
+    return s->bloom + (h >> 36) % (BLOOM_BITS / 512) * 8;
+}
+
 static void note_key(as_ms *s, const uint8_t *p) {
-    uint64_t h = mixed(p), step = (h >> 33 | 1);
-    for (int i = 0; i < 4; i++, h += step * 0x9e3779b97f4a7c15u)
-        s->bloom[(h >> 38 & (BLOOM_BITS - 1)) / 64] |= (uint64_t)1 << (h >> 38 & 63);
+    uint64_t h = mixed(p), *line = line_of(s, h);
+    for (int i = 0; i < 4; i++, h >>= 9)
+        line[h >> 6 & 7] |= (uint64_t)1 << (h & 63);
     s->noted++;
 }
 
 static int noted(const as_ms *s, const uint8_t *p) {
-    uint64_t h = mixed(p), step = (h >> 33 | 1);
-    for (int i = 0; i < 4; i++, h += step * 0x9e3779b97f4a7c15u)
-        if (!(s->bloom[(h >> 38 & (BLOOM_BITS - 1)) / 64] >> (h >> 38 & 63) & 1))
+    uint64_t h = mixed(p), *line = line_of(s, h);
+    for (int i = 0; i < 4; i++, h >>= 9)
+        if (!(line[h >> 6 & 7] >> (h & 63) & 1))
             return 0;
     return 1;
 }

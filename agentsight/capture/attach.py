@@ -152,7 +152,7 @@ class Attacher:
 
     def _attach_file(self, path: str, found: list[Any]) -> int:
         offsets = [(t.offset, t.cookie) for t in found]
-        stack, name = found[0].stack, found[0].display_path
+        stack, name = " and ".join(sorted({t.stack for t in found})), found[0].display_path
         try:
             self._kernel.attach_secret(path, offsets)
         except (OSError, CaptureError) as e:

@@ -428,7 +428,7 @@ def test_select(monkeypatch: pytest.MonkeyPatch) -> None:
         assert group == "agentsight.tls"
         return [Point(name)]
 
-    monkeypatch.setattr(agentsight.tls, "entry_points", entry_points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     assert select(extra=["mine"]) == (*STACKS, mine)
     with pytest.raises(UsageError, match="is no TlsStack"):
         select(extra=["wrong"])

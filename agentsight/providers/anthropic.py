@@ -75,7 +75,11 @@ class StreamEvent(msgspec.Struct, gc=False):
 
 _stream = msgspec.json.Decoder(list[StreamEvent]).decode
 # what comes in many small pieces
-_GROWING = (b'"type":"text_delta","text":"', b'"type":"thinking_delta","thinking":"', b'"type":"input_json_delta","partial_json":"')
+_GROWING = (
+    b'"type":"text_delta","text":"',
+    b'"type":"thinking_delta","thinking":"',
+    b'"type":"input_json_delta","partial_json":"',
+)
 _event = msgspec.json.Decoder(StreamEvent).decode
 _NOTHING = StreamEvent()
 

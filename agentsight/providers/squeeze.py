@@ -1,9 +1,10 @@
 """Neighbouring events of a stream that differ in one string alone, made into one event.
 
-An answer comes as hundreds of events like ``{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hel"}}``.
+An answer comes as hundreds of events like
+``{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hel"}}``.
 JSON strings can be joined as they are written: what stands between two such texts, from the closing quote of the one to the
-opening quote of the next, is the same bytes each time, and leaving it out joins the texts. One pass over bytes takes the place of
-hundreds of decoded objects.
+opening quote of the next, is the same bytes each time, and leaving it out joins the texts. One pass over bytes takes the
+place of hundreds of decoded objects.
 
 Joined are only events that begin and end with the very same bytes, so the provider sees the same content in the same order. The
 text of the first and the index of the first event that has content stay what they were.

@@ -251,7 +251,7 @@ static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *
         return 0;
     int sign = 0, quote_before = 0, quote_after = 0, blank_after = 0;
     const uint8_t *q = p;
-    for (; q < end && q - p < 48; q++) {
+    for (; q < end && q - p < 64; q++) { /* the longest rule: 15 backslashes, a quote, 8 blanks, the sign, and those again */
         int quote = *q == '"' || *q == '\'';
         if (!sign && (*q == ':' || *q == '='))
             sign = *q;

@@ -434,4 +434,3 @@ def test_select(monkeypatch: pytest.MonkeyPatch) -> None:
         select(extra=["wrong"])
     with pytest.raises(UsageError, match="is taken"):
         select(extra=["taken"])
-    assert importlib.metadata.entry_points is not entry_points

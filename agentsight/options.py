@@ -42,6 +42,7 @@ class Options:
     handshakes: bool = False
     max_bytes: int = 0  # shown per raw event; 0: all
     without_tls: tuple[str, ...] = ()  # TLS stacks whose secrets are not taken
+    tls_via: str = "auto"  # where secrets come from: probes, memory, or both
     plain_http: tuple[int, ...] | None = None  # ports looked at for HTTP without TLS; empty: any; None: none
     ssl_uid: int | None = None
 
@@ -90,6 +91,11 @@ class Options:
     def has_target(self) -> bool:
         """Whether the watched processes were limited in any way."""
         return bool(self.pids or self.comms or self.binary_path) or self.uid is not None
+
+    @property
+    def search_memory(self) -> bool:
+        """Whether secrets may be looked for in memory: not those of a stack that was switched off."""
+        return self.ssl and (self.tls_via == "memory" or (self.tls_via == "auto" and not self.without_tls))
 
     @property
     def consumed(self) -> bool:

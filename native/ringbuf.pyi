@@ -167,7 +167,12 @@ class CaptureWriter:
 
     bytes: int
     def __init__(
-        self, path: str | PathLike[str], meta: dict[str, Any], *, uid: int | None = None, gid: int | None = None
+        self,
+        path: str | PathLike[str],
+        meta: dict[str, Any],
+        *,
+        uid: int | None = None,
+        gid: int | None = None,
     ) -> None: ...
     def write(self, batch: Buffer) -> None:
         """Append one batch, with its checksum."""

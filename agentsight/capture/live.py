@@ -19,6 +19,7 @@ from agentsight.capture import audience, procfs, rights
 from agentsight.capture.atexec import AtExec
 from agentsight.capture.attach import Attacher
 from agentsight.capture.launch import Child, programs
+from agentsight.capture.memory import MemorySearcher
 from agentsight.capture.priority import Priority
 from agentsight.capture.targets import Targets, flags_of, is_program
 from agentsight.errors import CaptureError, CaptureFileError, TargetError
@@ -49,6 +50,7 @@ class LiveSource:
         self._capture: Any = None
         self._writer: Any = None
         self._attacher: Attacher | None = None
+        self._memory: MemorySearcher | None = None
         self._at_exec: AtExec | None = None
         self._targets = Targets(options, own=[child.pid] if child else ())
         program = options.binary_path is not None and is_program(options.binary_path)
@@ -71,7 +73,7 @@ class LiveSource:
         capture = self._capture = Capture(**self._capture_options())
         self.priority = Priority(capture)
         capture.exclude(os.getpid())
-        stacks = select(without=options.without_tls)
+        stacks = select(without=options.without_tls) if options.tls_via != "memory" else ()
         if options.ssl and stacks:
             self._attach(capture, stacks)
         capture.start()
@@ -88,6 +90,10 @@ class LiveSource:
                 self._attacher.look(self._targets.pids)
                 self._hold(capture)
             self._attacher.start()
+        if options.search_memory:
+            self._memory = MemorySearcher(capture)
+            self._memory.attach(sorted(self._targets.pids))
+            self._memory.start()
 
     def _hold(self, capture: Any) -> None:
         """While a tree is watched, its new programs wait until they were looked at. Of the host at large nobody is held."""
@@ -225,6 +231,8 @@ class LiveSource:
         begins = decoder.needs_process()
         if begins and self._attacher is not None and self.options.binary_path is None:
             self._attacher.look(begins)
+        if self._memory is not None:
+            self._memory.dark(decoder.needs_memory())
         for cookie in decoder.skips():
             self._capture.skip_channel(cookie)
 
@@ -248,6 +256,8 @@ class LiveSource:
         self._let_go()
         if self._attacher is not None:
             self._attacher.stop()
+        if self._memory is not None:
+            self._memory.stop()
         self._note({"kind": "end"})
         capture.stop()
         waiting = capture.counters()["arena_used"]
@@ -298,6 +308,8 @@ class LiveSource:
     def close(self) -> None:
         """Detach everything. Harmless twice."""
         self._let_go()
+        if self._memory is not None:
+            self._memory.stop()
         if self._attacher is not None:
             self._attacher.stop()
         if self._capture is not None and not self._ended:

@@ -213,7 +213,14 @@ def max_bytes(f: F) -> F:
 
 
 def tls_stacks(f: F) -> F:
-    """``--no-NAME`` for each TLS stack in the table."""
+    """``--tls-via``, and ``--no-NAME`` for each TLS stack in the table."""
+    f = click.option(
+        "--tls-via",
+        type=click.Choice(("auto", "probes", "memory")),
+        default="auto",
+        help="Where TLS secrets come from: probes at each handshake, a search of the process's memory, or (auto) the search for "
+        "what the probes leave closed; with --no-NAME auto is probes. [default: auto]",
+    )(f)
     for stack in reversed(STACKS):
         f = click.option(f"--no-{stack.name}", is_flag=True, help=f"Do not take secrets from {stack.title or stack.name}.")(f)
     return f

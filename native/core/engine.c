@@ -53,7 +53,9 @@ void as_engine_free(as_engine *e) {
     free(e);
 }
 
-as_outs *as_engine_outs(as_engine *e) { return &e->outs; }
+as_outs *as_engine_outs(as_engine *e) {
+    return &e->outs;
+}
 
 as_meta meta_of(as_engine *e, const struct as_hdr *h, uint32_t uid) {
     as_meta m = {.ts = h->ts, .tgid = h->tgid, .tid = h->tid, .uid = uid, .seq = (uint32_t)e->seq};
@@ -70,10 +72,10 @@ static void copy_record(as_engine *e, as_out_kind kind, const struct as_hdr *h) 
 static void one(as_engine *e, const struct as_hdr *h) {
     as_meta m;
     switch (h->kind) { /* each case: the record is at least as long as its structure */
-#define NEED(type)                                                                                                                 \
-    if (h->len < sizeof(type)) {                                                                                                   \
-        e->st.damaged++;                                                                                                           \
-        return;                                                                                                                    \
+#define NEED(type)                                                                                                               \
+    if (h->len < sizeof(type)) {                                                                                                 \
+        e->st.damaged++;                                                                                                         \
+        return;                                                                                                                  \
     }
     case AS_K_DATA:
         NEED(struct as_data)

@@ -54,6 +54,7 @@ size_t as_engine_dark(as_engine *e, as_dark *out, size_t max); /* largest first 
 /* Hints for a live capture; a replay ignores them. Both give and forget up to max entries. */
 size_t as_engine_skips(as_engine *e, uint64_t *cookies, size_t max);  /* sockets whose bytes nobody can use */
 size_t as_engine_asks(as_engine *e, uint32_t *tgids, size_t max);     /* processes that begin TLS */
-size_t as_engine_wants(as_engine *e, uint32_t *tgids, size_t max);    /* processes whose records wait for a secret that no probe gave */
+size_t as_engine_wants(as_engine *e, uint32_t *tgids,
+                       size_t max);    /* processes whose records wait for a secret that no probe gave */
 
 #endif

@@ -44,7 +44,9 @@ static const as_tls_sink tls_sink = {tls_plain, tls_gap, tls_handshake, tls_eof}
 
 /* ---- to HTTP ---- */
 
-static int joined_late(const conn *c) { return !c->side[0].from_start && !c->side[1].from_start; }
+static int joined_late(const conn *c) {
+    return !c->side[0].from_start && !c->side[1].from_start;
+}
 
 static as_hconn *need_http(conn *c, const as_meta *m) {
     if (!c->http) {

@@ -424,7 +424,8 @@ static uint64_t windows(as_ms *s, uint64_t addr, const uint8_t *p, size_t n, siz
      * before and one behind them. A byte that is zero, but for one, or the same as another in the window, is not distinct. */
     for (size_t b = 0; b < n + 8; b += 8) {
         size_t lo = b ? b - 7 : 0, hi = b < n ? b : n - 1;
-        unsigned same = g[1].zeros + g[2].repeats + g[3].repeats, high = g[0].highs + g[1].highs + g[2].highs + g[3].highs + g[4].highs;
+        unsigned same = g[1].zeros + g[2].repeats + g[3].repeats,
+                 high = g[0].highs + g[1].highs + g[2].highs + g[3].highs + g[4].highs;
         int may32 = same <= 32 - DISTINCT32 + 1 && high >= HIGH32;
         int may48 = s->pass == AS_MS_PAIRS && s->open[1] && same + g[4].repeats + g[5].repeats <= 48 - DISTINCT48 + 1 &&
                     high + g[5].highs + g[6].highs >= HIGH48;

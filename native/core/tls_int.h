@@ -77,8 +77,8 @@ int as_gcm_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8
 /* The first number in lo..hi that may be the record's; 0: none. The former fills in the salt that it finds (cell->iv). */
 int as_gcm12_seq(as_crypto *c, const as_suite *s, as_cell *cell, const uint8_t *rec, size_t total, uint8_t *tmp, uint64_t lo,
                  uint64_t hi, uint64_t *seq);
-int as_chacha_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
-                  uint64_t *seq);
+int as_chacha_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint64_t lo,
+                  uint64_t hi, uint64_t *seq);
 
 /* ---- tls_keys.c ---- */
 enum as_label { AS_L_CE, AS_L_CH, AS_L_SH, AS_L_CA, AS_L_SA, AS_L_MASTER, AS_L_ANY, AS_L_KEY, AS_NLABEL };

@@ -283,8 +283,8 @@ int as_next_key(as_tls *t, as_flow *f) {
     return as_set_key(t, f, f->aead.suite, n);
 }
 
-static int match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
-                 int far) {
+static int match(as_tls *t, as_flow *f, uint32_t labels, as_mark *mark, const uint8_t *rec, size_t total, uint64_t lo,
+                 uint64_t hi, int far) {
     uint64_t serial = as_keyring_serial(t->k);
     if (mark->gen != t->gen || mark->labels != labels)
         mark->serial = 0;

@@ -98,8 +98,8 @@ end:
 }
 
 /* ChaCha20-Poly1305 of TLS 1.3: the last byte of a record is its content type. One block of key stream tells whether it may be. */
-int as_chacha_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint64_t lo, uint64_t hi,
-                  uint64_t *seq) {
+int as_chacha_seq(as_crypto *c, const as_suite *s, const as_cell *cell, const uint8_t *rec, size_t total, uint64_t lo,
+                  uint64_t hi, uint64_t *seq) {
     static const uint8_t zero[64];
     uint8_t iv[16], out[64 + 16];
     int k;

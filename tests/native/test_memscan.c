@@ -19,11 +19,11 @@
 #include "memread.h"
 
 static unsigned long checks, failures;
-#define CHECK(x)                                                                                                                   \
-    do {                                                                                                                           \
-        checks++;                                                                                                                  \
-        if (!(x) && ++failures < 30)                                                                                               \
-            fprintf(stderr, "FAIL line %d: %s\n", __LINE__, #x);                                                                   \
+#define CHECK(x)                                                                                                                 \
+    do {                                                                                                                         \
+        checks++;                                                                                                                \
+        if (!(x) && ++failures < 30)                                                                                             \
+            fprintf(stderr, "FAIL line %d: %s\n", __LINE__, #x);                                                                 \
     } while (0)
 
 static uint64_t rng = 88172645463325252u;

@@ -570,7 +570,8 @@ static void joined(const tc_case *c, int rounds) {
                 check(r.g.n[f] == 0, "joined: opened with wrong secrets");
             else
                 check(r.g.n[f] == want[f] && !memcmp(r.g.plain[f] ? r.g.plain[f] : c->truth[f], c->truth[f] + skip[f], want[f]),
-                      "joined at %zu of %zu (keys %d): flow %d gave %zu of %zu", from[f], c->nwire[f], late, f, r.g.n[f], want[f]);
+                      "joined at %zu of %zu (keys %d): flow %d gave %zu of %zu", from[f], c->nwire[f], late, f, r.g.n[f],
+                      want[f]);
         }
         end(&r);
     }

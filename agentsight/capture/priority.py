@@ -11,10 +11,10 @@ import threading
 import time
 from typing import Any
 
-BEHIND_BYTES = 24 << 20
+BEHIND_BYTES = 8 << 20
 CAUGHT_UP_BYTES = 2 << 20
 LOOK_SECONDS = 0.1
-NICE = -15
+NICE = -20
 
 
 class Priority:

@@ -238,7 +238,7 @@ static size_t copy_ring(as_drain *d, as_batch *b, uint64_t *records, uint64_t *b
 }
 
 static void raise_priority(as_drain *d) {
-    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -10) == 0)
+    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -20) == 0)
         d->count.priority_raised = 1;
     else
         d->may_raise = 0;
@@ -251,7 +251,7 @@ static size_t drain_once(as_drain *d, int last, int *full) {
     *full = 0;
     if (!waiting)
         return 0;
-    if (d->may_raise && !d->count.priority_raised && waiting > d->o.ring_bytes / 2)
+    if (d->may_raise && !d->count.priority_raised && waiting > d->o.ring_bytes / 8)
         raise_priority(d);
     pthread_mutex_lock(&d->lock);
     if (waiting > d->count.ring_peak)

@@ -41,7 +41,7 @@ typedef struct as_drain_counters {
     uint64_t arena_used, arena_peak;
     uint64_t arena_full; /* times the thread had to leave data in the ring */
     uint64_t batches;
-    int priority_raised; /* the thread's nice value was lowered because the ring was more than half full */
+    int priority_raised; /* the thread's nice value was lowered because the ring was more than an eighth full */
 } as_drain_counters;
 
 as_drain *as_drain_new(const as_drain_opts *o, int *error); /* NULL and errno in *error */

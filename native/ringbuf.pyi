@@ -131,7 +131,7 @@ class Capture:
         """Put an AS_K_EXEC marked AS_F_SNAPSHOT into the stream. args: the block of /proc/PID/cmdline."""
 
     def start(self, priority: bool = True) -> None:
-        """Attach, and read from now on. priority: the thread may raise its own when the ring is more than half full."""
+        """Attach, and read from now on. priority: the thread may raise its own when more than an eighth of the ring waits."""
 
     def read(self, timeout: float = 0.0) -> Batch | None:
         """The next batch, waiting up to `timeout` seconds without the GIL. None: nothing came, or (see `closed`) the end."""

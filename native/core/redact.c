@@ -272,6 +272,7 @@ static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *
         return yes;
     uint8_t before = b > start ? b[-1] : '\n';
     const uint8_t *first = before == '\\' ? b + 1 : b; /* behind an escape such as \n */
+    int option = *first == '-' || *b == '-';
     int key = p - name == 3 && (*name | 0x20) == 'k',
         query_only = p - name == 4 || p - name == 9 || (p - name == 3 && (*name | 0x20) == 's');
     int equals = p < end && *p == '=';
@@ -282,11 +283,11 @@ static uint32_t named(const uint8_t *start, const uint8_t *name, const uint8_t *
     if (sign && quote_after & 2)
         return yes;
     if (sign == ':' && !quote_before) {
-        if (strchr("\n\"'`\\=", before) || *first == '-')
+        if (strchr("\n\"'`\\=", before) || option)
             return yes;
         return before == ' ' && b - start >= 2 && (b[-2] == 'H' || b[-2] == 'r') ? yes : 0;
     }
-    if (*first == '-')
+    if (option)
         return sign == ':' ? 0 : yes;
     int upper = p[-1] >= 'A' && p[-1] <= 'Z';
     return equals && !blank_after && !(quote_after) && upper ? yes : 0;

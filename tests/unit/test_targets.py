@@ -371,7 +371,7 @@ def test_who_falls_behind_takes_priority_and_gives_it_back(monkeypatch: pytest.M
     priority = Priority(SimpleNamespace(counters=lambda: {"arena_used": waiting.pop(0)}))
     for _ in range(6):
         priority.look()
-    assert given == [-15, 0]
+    assert given == [-20, 0]
     assert priority.raised
 
 

@@ -105,7 +105,9 @@ class Pipeline:
         self.observers: list[Callable[[list[Event]], None]] = []  # see decoded events before anything else does
         self._first: Event | None = None
         self._last: Event | None = None
-        stages: list[Any] = [self.notes]
+        # first, since it tells the time by everything that passes, notes too
+        stages: list[Any] = [LongLived(options.min_duration_ms)] if options.min_duration_ms else []
+        stages.append(self.notes)
         wanted = Wanted(
             process=options.process,
             ssl_uid=options.ssl_uid,
@@ -115,8 +117,6 @@ class Pipeline:
         stages.extend(built_in_analyzers(options) if analyzers is None else analyzers)
         if wanted.active:
             stages.append(wanted)
-        if options.min_duration_ms:
-            stages.append(LongLived(options.min_duration_ms))
         self._stages = stages
         self._steps = [as_many(s) for s in stages]
         self._redact = as_many(load("analyzers", "redaction")()) if options.redact else None

@@ -233,3 +233,10 @@ def test_short_options() -> None:
         with pytest.raises(UsageError, match="behind --"):
             parse_short("stdio", wrong)
     assert split_names(["a, b", "c,"]) == ("a", "b", "c")
+
+
+def test_the_time_that_notes_tell_reaches_those_who_wait_for_it() -> None:
+    """On an idle machine only the capture's own notes tell that a process has lived long enough."""
+    pipeline = Pipeline(FakeDecoder(), PLAIN.with_changes({"min_duration_ms": 100}), analyzers=[])
+    assert pipeline.feed([execed(1000)]) == []
+    assert pipeline.feed([noted(2000, b'{"kind":"tick"}')]) == [execed(1000)]

@@ -167,7 +167,7 @@ def test_peak_memory() -> None:
         target.go()
         time.sleep(0.05)
     (x,) = run.of(EXIT, tgid=target.pid)
-    assert 120 << 10 < x.maxrss  # not bounded above: what the process used before its exec counts too, as in getrusage
+    assert x.maxrss > 120 << 10  # not bounded above: what the process used before its exec counts too, as in getrusage
     assert x.maxrss <= resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 

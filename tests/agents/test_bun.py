@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import subjects
 from agents.harness import bun, compare, island, llm_calls, recorded
 from agents.truth import assert_calls_equal, calls
 from kernel.harness import CLIENTS
@@ -34,9 +33,7 @@ def check(version: str, tmp_path: Path, *, compiled: bool = False) -> None:
 
 
 def test_smallest_bun(tmp_path: Path) -> None:
-    """The one of these that is run by default, where it is there already."""
-    if not (subjects.CACHE / f"npm/oven-bun-linux-x64-{SMALLEST}").exists():
-        pytest.skip("not fetched yet: `pytest -m agents` does")
+    """The one of these that is run by default."""
     check(SMALLEST, tmp_path)
 
 

@@ -263,26 +263,27 @@ def test_wanted_is_checked() -> None:
         elfscan.Wanted((), file="x" * 64)
 
 
+UV = ("pip", "uv", "0.13.9", "uv-*/scripts/uv")
+CODEX = ("npm", "@openai/codex", "0.169.0-linux-x64", "vendor/x86_64-unknown-linux-musl/bin/codex")
+DENO = ("npm", "@deno/linux-x64-glibc", "2.9.6", "deno")
+
+
 # Offsets with which the connections of these very files were opened byte for byte.
-REAL = {
-    "npm/openai-codex-0.169.0-linux-x64/package/vendor/x86_64-unknown-linux-musl/bin/codex": 0x11278980,
-    "npm/deno-linux-x64-glibc-2.9.6/package/deno": 0x584CA13,
-    "pip/uv-0.13.9/uv-0.13.9.data/scripts/uv": 0x9FA5D0,
-}
+@pytest.mark.parametrize(
+    ("subject", "offset"),
+    [
+        pytest.param(UV, 0x9FA5D0, id="uv"),
+        pytest.param(CODEX, 0x11278980, id="codex", marks=pytest.mark.agents),
+        pytest.param(DENO, 0x584CA13, id="deno", marks=pytest.mark.agents),
+    ],
+)
+def test_real(subject: tuple[str, ...], offset: int) -> None:
+    assert one(getattr(subjects, subject[0])(*subject[1:])).offset == offset
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_real(name: str) -> None:
-    path = subjects.CACHE / name
-    if not path.exists():
-        pytest.skip("not fetched yet")
-    assert one(path).offset == REAL[name]
-
-
+@pytest.mark.agents
 def test_a_file_with_two_stacks_gets_a_probe_on_each() -> None:
-    path = subjects.CACHE / next(iter(REAL))
-    if not path.exists():
-        pytest.skip("not fetched yet")
+    path = subjects.npm(*CODEX[1:])
     discovery = Discovery(STACKS, cache_dir=None)
     targets = {t.stack: t for t in discovery.file(str(path))}
     assert set(targets) == {"openssl", "rustls"}

@@ -13,7 +13,7 @@ CORE_BUILD = build/core-tests
 FUZZ_BUILD = build/fuzz
 FUZZ_SECONDS ?= 30
 
-.PHONY: setup build demo test lint format types core-tests fuzz tests test-agents bench clean help
+.PHONY: setup test-setup build demo test lint format types core-tests fuzz tests test-agents bench clean help
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 12
@@ -30,7 +30,10 @@ build: setup ## build the wheel and install it into .venv
 demo: build ## record a real client's model call and show it (root)
 	@demo/run.sh
 
-test: build lint core-tests tests ## all checks and tests
+test: test-setup build lint core-tests tests ## all checks and tests
+
+test-setup: ## the set-up, and the programs that tests watch
+	@scripts/setup.sh tests
 
 lint: types ## ruff, mypy, cython-lint, clang-format
 	@ruff check --quiet .

@@ -3,7 +3,7 @@
 # already is left alone, and then it takes a second and needs neither root nor network.
 #
 # Does: system packages that are missing (apt-get), .venv with a Python of 3.11 or newer and the project's own dependencies,
-# libbpf's sources. Environment: AGENTSIGHT_PYTHON (interpreter to take), AGENTSIGHT_LIBBPF_DIR (libbpf tree to take).
+# libbpf's sources; with the argument `tests` also the programs that tests watch. Environment: AGENTSIGHT_PYTHON (interpreter to take), AGENTSIGHT_LIBBPF_DIR (libbpf tree to take).
 # Exit: 0 all there; 1 with one line that says what is missing and what to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,7 @@ LIBBPF_SHA256=53492aff6dd47e4da04ef5e672d753b9743848bdb38e9d90eafbe190b7983c44
 LIBBPF_FALLBACK=.cache/libbpf-$LIBBPF_VERSION
 
 work= # directory for one run, removed at its end
+purpose=${1:-}
 trap '[ -z "$work" ] || rm -rf "$work"' EXIT
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -45,6 +46,14 @@ node nodejs
 openssl openssl
 strace strace
 unshare util-linux
+LIST
+    # the programs that tests watch, and what fetches them
+    [ "$purpose" != tests ] || while read -r command package; do
+        have "$command" || echo "$package"
+    done <<'LIST'
+npm npm
+wget wget
+go golang-go
 LIST
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
     # name of a pkg-config module, and the package that brings it

@@ -3,7 +3,8 @@
 # already is left alone, and then it takes a second and needs neither root nor network.
 #
 # Does: system packages that are missing (apt-get), .venv with a Python of 3.11 or newer and the project's own dependencies,
-# libbpf's sources; with the argument `tests` also the programs that tests watch. Environment: AGENTSIGHT_PYTHON (interpreter to take), AGENTSIGHT_LIBBPF_DIR (libbpf tree to take).
+# libbpf's sources; with the argument `tests` also the programs that tests watch.
+# Environment: AGENTSIGHT_PYTHON (interpreter to take), AGENTSIGHT_LIBBPF_DIR (libbpf tree to take).
 # Exit: 0 all there; 1 with one line that says what is missing and what to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."

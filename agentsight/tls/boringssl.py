@@ -8,7 +8,7 @@ Where it is: every program that Bun compiled (Claude Code, opencode), Bun itself
 
 from __future__ import annotations
 
-from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
+from agentsight.tls.stack import LABELS, Arguments, KeylogFunction, Reg, TlsStack
 
 BORINGSSL = TlsStack(
     name="boringssl",
@@ -21,16 +21,7 @@ BORINGSSL = TlsStack(
         KeylogFunction(
             symbols=("_ZN4bssl14ssl_log_secretEPK6ssl_stPKcNS_4SpanIKhEE",),
             arguments=Arguments(label=Reg.SI, secret=Reg.DX, secret_len=Reg.CX),
-            labels=(
-                "CLIENT_RANDOM",
-                "EARLY_EXPORTER_SECRET",
-                "EXPORTER_SECRET",
-                "CLIENT_EARLY_TRAFFIC_SECRET",
-                "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-                "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-                "CLIENT_TRAFFIC_SECRET_0",
-                "SERVER_TRAFFIC_SECRET_0",
-            ),
+            labels=LABELS,
             anchors=("CLIENT_RANDOM", "EXPORTER_SECRET"),
             require=("CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"),
             never=("EARLY_EXPORTER_SECRET",),

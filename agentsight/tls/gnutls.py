@@ -11,7 +11,7 @@ Users: Debian's wget, git (libcurl-gnutls), apt, emacs, everything on glib-netwo
 
 from __future__ import annotations
 
-from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
+from agentsight.tls.stack import LABELS, Arguments, KeylogFunction, Reg, TlsStack
 
 GNUTLS = TlsStack(
     name="gnutls",
@@ -22,16 +22,7 @@ GNUTLS = TlsStack(
         KeylogFunction(
             symbols=("_gnutls_call_keylog_func",),
             arguments=Arguments(label=Reg.SI, secret=Reg.DX, secret_len=Reg.CX),
-            labels=(
-                "CLIENT_RANDOM",
-                "EARLY_EXPORTER_SECRET",
-                "EXPORTER_SECRET",
-                "CLIENT_EARLY_TRAFFIC_SECRET",
-                "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-                "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-                "CLIENT_TRAFFIC_SECRET_0",
-                "SERVER_TRAFFIC_SECRET_0",
-            ),
+            labels=LABELS,
             anchors=("CLIENT_RANDOM", "EARLY_EXPORTER_SECRET"),
             require=("CLIENT_EARLY_TRAFFIC_SECRET", "EARLY_EXPORTER_SECRET"),
             never=("CLIENT_TRAFFIC_SECRET_0",),

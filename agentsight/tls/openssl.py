@@ -10,7 +10,7 @@ hold a static copy (pyOpenSSL uses it). Not matched: ``libssl3.so``, which is NS
 
 from __future__ import annotations
 
-from agentsight.tls.stack import Arguments, KeylogFunction, Reg, TlsStack
+from agentsight.tls.stack import LABELS, Arguments, KeylogFunction, Reg, TlsStack
 
 OPENSSL = TlsStack(
     name="openssl",
@@ -23,16 +23,7 @@ OPENSSL = TlsStack(
         KeylogFunction(
             symbols=("ssl_log_secret",),
             arguments=Arguments(label=Reg.SI, secret=Reg.DX, secret_len=Reg.CX),
-            labels=(
-                "CLIENT_RANDOM",
-                "EARLY_EXPORTER_SECRET",
-                "EXPORTER_SECRET",
-                "CLIENT_EARLY_TRAFFIC_SECRET",
-                "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-                "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-                "CLIENT_TRAFFIC_SECRET_0",
-                "SERVER_TRAFFIC_SECRET_0",
-            ),
+            labels=LABELS,
             anchors=("CLIENT_RANDOM", "EARLY_EXPORTER_SECRET"),
             never=("CLIENT_EARLY_TRAFFIC_SECRET", "CLIENT_TRAFFIC_SECRET_0"),
         ),

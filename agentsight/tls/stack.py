@@ -62,6 +62,19 @@ class Arguments:
     random: Reg = Reg.NONE  # pointer to the 32 bytes of the client random
 
 
+# What stacks in C write into a key log (the SSLKEYLOGFILE format); CLIENT_RANDOM is of TLS 1.2.
+LABELS = (
+    "CLIENT_RANDOM",
+    "EARLY_EXPORTER_SECRET",
+    "EXPORTER_SECRET",
+    "CLIENT_EARLY_TRAFFIC_SECRET",
+    "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+    "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+    "CLIENT_TRAFFIC_SECRET_0",
+    "SERVER_TRAFFIC_SECRET_0",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class KeylogFunction:
     """A function that is handed secrets, and the ladder by which it is found: symbols, then loads of key-log labels.

@@ -100,7 +100,8 @@ void conn_record(as_engine *e, const struct as_conn *r) {
             memcpy(c->addr[0], r->saddr, 16);
             memcpy(c->addr[1], r->daddr, 16);
             c->tuple = tuple_hash(r, 0);
-            as_hmap_put(&e->tuples, c->tuple, c);
+            if (as_hmap_put(&e->tuples, c->tuple, c))
+                e->st.lost_outputs++; /* its other end will be a connection of its own */
         }
         if (add_end(e, c, s, r->chan)) {
             e->st.lost_outputs++;
@@ -129,7 +130,7 @@ void conn_record(as_engine *e, const struct as_conn *r) {
 
 static void give(conn *c, int f, uint64_t off, const uint8_t *p, size_t n, uint64_t hole, int reason, const as_meta *m) {
     flow *w = &c->flow[f];
-    if (off < w->next) { /* both ends copied it, or it was told twice */
+    if ((int64_t)(off - w->next) < 0) { /* both ends copied it, it was told twice, or it came before what we began with */
         uint64_t dup = w->next - off;
         uint64_t cut = dup < n ? dup : n;
         w->dup += cut;
@@ -240,10 +241,8 @@ void conn_data(as_engine *e, const struct as_data *r) {
         w->begun = 1;
         w->first = w->next = off;
     }
-    if ((int64_t)(off - w->first) < 0) /* before what the other end began with */
-        return;
     uint64_t hole = r->real - r->cap;
-    if (off > w->next) {
+    if ((int64_t)(off - w->next) > 0) {
         hold(c, f, off, r->data, r->cap, hole, r->hole, &m);
         return;
     }

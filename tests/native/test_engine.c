@@ -260,6 +260,21 @@ static void both_ends(int mirrored, uint32_t server_base_shift) {
     CHECK(mirrored ? !stats.a.duplicate : stats.a.duplicate == sizeof REQ + sizeof RES - 2 - b);
 }
 
+static void earlier_end(void) { /* the end that is met second has seen more than the first */
+    begin();
+    conn_rec(7, 100, 5000, 80, AS_CONN_CLIENT, 1006, 2000);
+    data_rec(7, 100, W, 0, REQ + 6, sizeof REQ - 1 - 6, 0);
+    conn_rec(8, 200, 80, 5000, AS_CONN_SERVER, 2000, 1000);
+    data_rec(8, 200, R, 0, REQ, sizeof REQ - 1, 0);
+    data_rec(8, 200, R, sizeof REQ - 1, REQ, sizeof REQ - 1, 0);
+    close_rec(7, 0, 2 * (sizeof REQ - 1) - 6);
+    close_rec(8, 2 * (sizeof REQ - 1), 0);
+    run_all(1, 0);
+    CHECK(stats.connections == 1 && !stats.a.missing);
+    CHECK(stats.a.duplicate == sizeof REQ - 1);
+    CHECK(stats.a.seen == 2 * (sizeof REQ - 1) - 6);
+}
+
 static void frames(void) {
     static const char sse[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
                               "event: a\"b\ndata: {\"x\":1}\n\ndata: {\"y\":2}\n\ndata: [DONE]\n\ndata: {\"late\":1}\n\n";
@@ -335,6 +350,7 @@ int main(void) {
     both_ends(0, 0);
     both_ends(1, 0);
     both_ends(0, 6);
+    earlier_end();
     frames();
     execs();
     damaged();
